@@ -1,0 +1,209 @@
+"""A folder with a manifest: content hash, lineage, written whole or not at all.
+
+Stages meet only through these. A folder is filled under a temporary name beside its final one and renamed when its
+manifest is complete, so that whatever carries the final name is whole; what a killed run left is swept by the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tidemill.core.errors import Conflict, DataError
+from tidemill.core.events import now
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder. `id` is the hash of its contents, `inputs` the ids that it was made from."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.manifest["id"])
+
+    @property
+    def stage(self) -> str:
+        return str(self.manifest["stage"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Small results that the stage wants to be found without opening a file."""
+        return dict(self.manifest["facts"])
+
+    def read_json(self, name: str) -> Any:
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    @classmethod
+    def open(cls, path: Path) -> Artifact:
+        """The artifact at `path`; the sizes of its files are checked, their contents by `verify`.
+
+        Raises:
+            DataError: If the folder has no readable manifest, or a file is missing or of another size.
+        """
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            for name, entry in manifest["files"].items():
+                if (path / name).stat().st_size != entry["bytes"]:
+                    raise DataError(f"{path / name} must hold {entry['bytes']} bytes, holds {(path / name).stat().st_size}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} must be a whole artifact: {error}", hint="remove the folder and run again") from error
+        return cls(path, manifest)
+
+    def verify(self) -> None:
+        """Check every byte.
+
+        Raises:
+            DataError: If a file's hash is not the manifest's; names the file.
+        """
+        for name, entry in self.manifest["files"].items():
+            if hash_file(self.path / name) != entry["sha256"]:
+                raise DataError(f"{self.path / name} is corrupted: its content is not what the manifest says")
+
+
+@contextmanager
+def writing(
+    path: Path,
+    *,
+    stage: str,
+    fingerprint: str = "",
+    inputs: Mapping[str, str] | None = None,
+    config: Any = None,
+    facts: dict[str, Any] | None = None,
+) -> Iterator[Path]:
+    """A fresh folder to fill; it takes the name `path` when the block ends well, and vanishes when it does not.
+
+    Args:
+        path: The final folder; an older one there is replaced.
+        facts: Filled inside the block, stored in the manifest.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f"{PARTIAL}{path.name}-{uuid.uuid4().hex[:8]}"
+    partial.mkdir()
+    try:
+        yield partial
+        files = {str(file.relative_to(partial)): {"sha256": hash_file(file), "bytes": file.stat().st_size} for file in _files(partial)}
+        manifest = {
+            "format": 1,
+            "stage": stage,
+            "fingerprint": fingerprint,
+            "id": hash_json({name: entry["sha256"] for name, entry in files.items()}),
+            "inputs": dict(inputs or {}),
+            "config": config,
+            "facts": facts or {},
+            "files": files,
+            "created": now(),
+        }
+        write_json(partial / MANIFEST, manifest)
+        sync(partial)
+        replace_folder(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Rename `new` to `final`; an older folder there goes after the new one is safe on disk."""
+    old = None
+    if final.exists():
+        old = final.parent / f"{PARTIAL}old-{uuid.uuid4().hex[:8]}"
+        os.replace(final, old)
+    os.replace(new, final)
+    _sync_path(final.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in `folder`. Call only while holding its lock."""
+    for leftover in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the file `path` for this process; the kernel lets go when the process ends, however it ends.
+
+    Raises:
+        Conflict: If another process holds it; names its process id.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise Conflict(f"{path.parent} is in use by process {holder}", hint="wait for it, or use another folder") from None
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically."""
+    temporary = path.parent / f"{PARTIAL}{path.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a JSON-able value's canonical text (sorted keys, no spaces), in hex."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sync(folder: Path) -> None:
+    """Flush a folder's files to the disk."""
+    for file in _files(folder):
+        _sync_path(file)
+    _sync_path(folder)
+
+
+def _sync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars and arrays, paths, tuples as JSON values."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} is not JSON-able")

@@ -1,0 +1,491 @@
+"""The graph in ONNX Runtime, and the one place where rows become its inputs.
+
+Every raw column is one graph input of shape [N, 1], named as the column; how nulls are written is said in `schema`.
+`RowSignature` converts JSON records, protocol tensors and Arrow batches to these inputs. `Graph` answers for them.
+`BulkGraph` answers for Arrow batches through the same nodes, faster: what depends on one string column alone is
+evaluated once per distinct value of the batch and gathered.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from tidemill.core.errors import DataError, nearest
+from tidemill.core.schema import NULL_BOOLEAN, NULL_STRING, NULL_TIMESTAMP, VALID_SUFFIX, Column, Schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Arrays = dict[str, np.ndarray]
+
+# What every graph of a package is written in, so that any two can be merged.
+OPSETS = {"": 19, "ai.onnx.ml": 3}
+IR_VERSION = 9
+
+NUMPY_TYPES: dict[str, Any] = {
+    "boolean": np.uint8, "int64": np.int64, "float32": np.float32, "float64": np.float64, "string": np.object_, "timestamp": np.int64,
+}  # fmt: skip
+
+# Beyond this width a fixed-width NumPy string array costs more than one of Python strings.
+MAX_FIXED_WIDTH = 64
+
+_INT64 = range(-(2**63), 2**63)
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+class RowSignature:
+    """Rows in any form as graph inputs. Immutable, safe from several threads.
+
+    Extra columns and fields are ignored; a missing one is an error that names it.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self._columns = [(column.name, column, _RECORD_CONVERTERS[column.type]) for column in schema]
+
+    def from_records(self, records: Sequence[Mapping[str, Any]]) -> Arrays:
+        """Inputs of N rows given as mappings, as JSON has them.
+
+        Times are ISO 8601 text (UTC where no zone is given) or whole microseconds since 1970.
+
+        Raises:
+            DataError: If a field is missing, of another type, out of range, or null where the column has none.
+        """
+        inputs: Arrays = {}
+        for name, column, convert in self._columns:
+            try:
+                values = [record[name] for record in records]
+            except KeyError:
+                raise self._missing(name, _first_without(records, name)) from None
+            except TypeError:
+                raise DataError("every record must be an object of fields") from None
+            convert(column, values, inputs)
+        return inputs
+
+    def from_tensors(self, tensors: Mapping[str, np.ndarray]) -> Arrays:
+        """Inputs from named tensors of N values each, shape [N] or [N, 1]; `<name>__valid` defaults to all valid.
+
+        Raises:
+            DataError: If a tensor is missing, of another type or shape, or the lengths differ.
+        """
+        inputs: Arrays = {}
+        rows: int | None = None
+        for name, column, _ in self._columns:
+            if name not in tensors:
+                raise self._missing(name, tensors)
+            array = _column_vector(name, tensors[name])
+            if rows is not None and len(array) != rows:
+                raise DataError(f"input {name!r} must hold {rows} rows like the others, got {len(array)}", field=name)
+            rows = len(array)
+            inputs[name] = _typed_tensor(column, array)
+            if column.type == "int64" and column.nullable:
+                valid = tensors.get(name + VALID_SUFFIX)
+                vector = np.ones((rows, 1), bool) if valid is None else _column_vector(name + VALID_SUFFIX, valid).astype(bool)
+                if len(vector) != rows:
+                    raise DataError(f"input {name + VALID_SUFFIX!r} must hold {rows} rows, got {len(vector)}", field=name)
+                inputs[name + VALID_SUFFIX] = vector
+        return inputs
+
+    def from_arrow(self, batch: pa.RecordBatch | pa.Table) -> Arrays:
+        """Inputs from an Arrow batch or table.
+
+        Raises:
+            DataError: If a column is missing or of another type; names it.
+        """
+        inputs: Arrays = {}
+        for column in self.schema:
+            array = self.arrow_column(batch, column)
+            if column.type == "string":
+                inputs[column.name] = _strings_to_numpy(array)
+            else:
+                _numbers_to_numpy(column, array, inputs)
+        return inputs
+
+    def arrow_column(self, batch: pa.RecordBatch | pa.Table, column: Column) -> pa.Array:
+        """One column of `batch`, narrowed to its declared type without changing a value."""
+        import pyarrow as pa
+
+        index = batch.schema.get_field_index(column.name)
+        if index < 0:
+            raise self._missing(column.name, batch.schema.names)
+        array = batch.column(index)
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
+        return narrow(array, column)
+
+    def _missing(self, name: str, given: Any) -> DataError:
+        close = nearest(name, [str(key) for key in given])
+        return DataError(f"field {name!r} must be given", field=name, hint=f"did you mean {close!r}?" if close else None)
+
+
+class Graph:
+    """A package's graph in ONNX Runtime on CPU. `run` is safe from several threads."""
+
+    def __init__(self, model: Path | bytes, schema: Schema, *, threads: int = 1) -> None:
+        self.signature = RowSignature(schema)
+        self._session = session(model, threads=threads)
+        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Arrays:
+        """The named outputs (all of them by default) for inputs as `RowSignature` makes them."""
+        wanted = list(outputs or self.outputs)
+        return dict(zip(wanted, self._session.run(wanted, inputs), strict=True))
+
+
+class BulkGraph:
+    """The same nodes for Arrow batches: string columns go through once per distinct value. Needs `onnx`, `pyarrow`."""
+
+    def __init__(self, model: Path | bytes, schema: Schema, *, threads: int = 1) -> None:
+        self.signature = RowSignature(schema)
+        content = model if isinstance(model, bytes) else model.read_bytes()
+        self._strings, per_value, rest = _split_strings(content, schema)
+        self._per_value = session(per_value, threads=1) if per_value else None
+        self._rest = session(rest, threads=threads)
+        self._rest_inputs = {value.name for value in self._rest.get_inputs()}
+        self.outputs = [value.name for value in self._rest.get_outputs()]
+
+    def run(self, batch: pa.RecordBatch, outputs: Sequence[str] | None = None) -> Arrays:
+        """The named outputs for a batch of raw rows.
+
+        Raises:
+            DataError: If a column is missing or of another type.
+        """
+        wanted = list(outputs or self.outputs)
+        inputs: Arrays = {}
+        distinct: Arrays = {}
+        places: Arrays = {}
+        for column in self.signature.schema:
+            array = self.signature.arrow_column(batch, column)
+            if column.type != "string":
+                _numbers_to_numpy(column, array, inputs)
+            elif column.name in self._strings:
+                distinct[column.name], places[column.name] = _dictionary(array)
+            if column.type == "string" and column.name in self._rest_inputs:
+                inputs[column.name] = _strings_to_numpy(array)
+        if self._per_value is not None:
+            crossing = [name for tensors in self._strings.values() for name in tensors]
+            results = dict(zip(crossing, self._per_value.run(crossing, distinct), strict=True))
+            for column_name, tensors in self._strings.items():
+                for name in tensors:
+                    inputs[name] = results[name].take(places[column_name], axis=0)
+        used = {name: value for name, value in inputs.items() if name in self._rest_inputs}
+        return dict(zip(wanted, self._rest.run(wanted, used), strict=True))
+
+
+def session(model: Path | bytes, *, threads: int = 1) -> ort.InferenceSession:
+    """An ONNX Runtime CPU session that does not spin while it waits.
+
+    Raises:
+        DataError: If ONNX Runtime cannot load the graph.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(os.fspath(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises a family without a public root
+        raise DataError(f"the graph must load in ONNX Runtime {ort.__version__}: {error}") from error
+
+
+def narrow(array: pa.Array, column: Column) -> pa.Array:
+    """An Arrow array as the column's declared type, no value changed.
+
+    Raises:
+        DataError: If the array is of a type that cannot hold the column's values, or a value would change.
+    """
+    import pyarrow as pa
+    import pyarrow.types as t
+
+    kind = array.type.value_type if t.is_dictionary(array.type) else array.type
+    target = Schema((column,)).to_arrow().field(0).type
+    if kind == target or t.is_null(kind):
+        return array.cast(target) if t.is_null(kind) else array
+    fits = {
+        "boolean": t.is_boolean(kind),
+        "int64": t.is_integer(kind),
+        "float32": t.is_floating(kind) or t.is_integer(kind),
+        "float64": t.is_floating(kind) or t.is_integer(kind) or t.is_decimal(kind),
+        "string": t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind),
+        "timestamp": t.is_timestamp(kind) or t.is_date(kind),
+    }[column.type]
+    if not fits:
+        raise DataError(f"column {column.name!r} must be {column.type}, got {kind}", field=column.name, hint="cast it, or train on it as it is")
+    if column.type == "string" and t.is_dictionary(array.type):
+        return array
+    try:
+        if t.is_timestamp(kind) and kind.tz is None:
+            array = array.cast(pa.timestamp(kind.unit, tz="UTC"))
+        return array.cast(target, safe=not t.is_floating(kind) and not t.is_timestamp(kind) and not t.is_decimal(kind))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"column {column.name!r} must be {column.type}: {error}", field=column.name) from error
+
+
+def _numbers_to_numpy(column: Column, array: pa.Array, inputs: Arrays) -> None:
+    import pyarrow as pa
+
+    if column.type in ("float32", "float64"):
+        values = array.fill_null(float("nan")) if array.null_count else array
+        inputs[column.name] = values.to_numpy(zero_copy_only=False).reshape(-1, 1)
+    elif column.type == "boolean":
+        values = array.cast(pa.uint8())
+        inputs[column.name] = (values.fill_null(NULL_BOOLEAN) if array.null_count else values).to_numpy(zero_copy_only=False).reshape(-1, 1)
+    elif column.type == "timestamp":
+        values = array.cast(pa.int64())
+        inputs[column.name] = (values.fill_null(NULL_TIMESTAMP) if array.null_count else values).to_numpy(zero_copy_only=False).reshape(-1, 1)
+    else:
+        if array.null_count and not column.nullable:
+            raise DataError(f"column {column.name!r} must not be null, is in {array.null_count} rows", field=column.name)
+        values = array.fill_null(0) if array.null_count else array
+        inputs[column.name] = values.to_numpy(zero_copy_only=False).reshape(-1, 1)
+        if column.nullable:
+            inputs[column.name + VALID_SUFFIX] = array.is_valid().to_numpy(zero_copy_only=False).reshape(-1, 1)
+
+
+def _strings_to_numpy(array: pa.Array) -> np.ndarray:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    values = array.fill_null(NULL_STRING) if array.null_count else array
+    return values.to_numpy(zero_copy_only=False).astype(object, copy=False).reshape(-1, 1)
+
+
+def _dictionary(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values [D, 1] of a string array, null among them where it occurs, and each row's place [N] in them."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(array.type):
+        array = array.dictionary_encode()
+    values = array.dictionary.to_numpy(zero_copy_only=False).astype(object, copy=False)
+    if array.dictionary.null_count:
+        values = np.where(array.dictionary.is_null().to_numpy(zero_copy_only=False), NULL_STRING, values)
+    indices = array.indices
+    if indices.null_count or not len(values):
+        indices = indices.fill_null(pa.scalar(len(values), indices.type)) if len(values) < 2**7 - 1 or indices.type.bit_width > 8 else (
+            indices.cast(pa.int32()).fill_null(len(values))
+        )
+        values = np.append(values, NULL_STRING)
+    return values.reshape(-1, 1), indices.to_numpy(zero_copy_only=False)
+
+
+def _split_strings(content: bytes, schema: Schema) -> tuple[dict[str, list[str]], bytes | None, bytes]:
+    """The graph cut where each string column has become something else.
+
+    Returns:
+        The tensors that cross the cut by string column; the part before it (None where nothing can be cut); the rest.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    strings = {column.name for column in schema if column.type == "string"}
+    owner = {value.name: value.name for value in graph.input if value.name in strings}
+    constants = {value.name for value in graph.initializer}
+    before, crossing = [], {}
+    for node in graph.node:
+        sources = {owner[name] for name in node.input if name in owner}
+        alone = all(name in owner or name in constants or not name for name in node.input)
+        kind = _element_wise_output(node) if len(sources) == 1 and alone else None
+        if kind is None:
+            continue
+        before.append(node)
+        source = sources.pop()
+        for name in node.output:
+            if kind == TensorProto.STRING:
+                owner[name] = source
+            else:
+                crossing[name] = (source, kind)
+    taken = {name for node in before for name in node.output}
+    after = [node for node in graph.node if node.output[0] not in taken]
+    needed = {name for node in after for name in node.input} | {value.name for value in graph.output}
+    # A string that the rest still reads goes there as it is; what was made from it before the cut is made there again.
+    again = [node for node in before if any(name in needed and name in owner for name in node.output)]
+    after = [*again, *after]
+    needed |= {name for node in again for name in node.input}
+    crossing = {name: place for name, place in crossing.items() if name in needed}
+    if not crossing:
+        return {}, None, content
+
+    by_column: dict[str, list[str]] = {}
+    for name, (source, _) in crossing.items():
+        by_column.setdefault(source, []).append(name)
+    cut = [helper.make_tensor_value_info(name, kind, [None, 1]) for name, (_, kind) in crossing.items()]
+
+    def part(nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> bytes:
+        used = {name for node in nodes for name in node.input}
+        initializers = [value for value in graph.initializer if value.name in used]
+        sub = helper.make_graph(nodes, graph.name, [value for value in inputs if value.name in used], outputs, initializers)
+        made = helper.make_model(sub, opset_imports=model.opset_import, ir_version=model.ir_version)
+        return bytes(made.SerializeToString())
+
+    columns = [helper.make_tensor_value_info(name, TensorProto.STRING, [None, 1]) for name in by_column]
+    plain = [value for value in graph.input if value.name not in crossing]
+    return by_column, part(before, columns, cut), part(after, [*plain, *cut], list(graph.output))
+
+
+def _element_wise_output(node: Any) -> int | None:
+    """Element type of the output of a node that maps strings value by value; None for any other node."""
+    from onnx import TensorProto
+
+    if node.op_type == "LabelEncoder":
+        attributes = {attribute.name for attribute in node.attribute}
+        if "values_strings" in attributes:
+            return int(TensorProto.STRING)
+        return int(TensorProto.INT64 if "values_int64s" in attributes else TensorProto.FLOAT)
+    if node.op_type == "MurmurHash3":
+        positive = next((attribute.i for attribute in node.attribute if attribute.name == "positive"), 1)
+        return int(TensorProto.UINT32 if positive else TensorProto.INT32)
+    return {"Equal": int(TensorProto.BOOL), "Identity": int(TensorProto.STRING), "Where": int(TensorProto.STRING)}.get(node.op_type)
+
+
+def _first_without(records: Sequence[Mapping[str, Any]], name: str) -> Any:
+    return next((record for record in records if name not in record), ())
+
+
+def _column_vector(name: str, array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    if array.ndim == 1:
+        array = array.reshape(-1, 1)
+    if array.ndim != 2 or array.shape[1] != 1:
+        raise DataError(f"input {name!r} must have shape [N] or [N, 1], got {list(array.shape)}", field=name)
+    return array
+
+
+def _typed_tensor(column: Column, array: np.ndarray) -> np.ndarray:
+    """A protocol tensor as the column's input; whole numbers may stand for floats, never the reverse."""
+    kind = array.dtype.kind
+    if column.type == "string":
+        return _text_tensor(column, array)
+    fits = {"boolean": kind in "bu" and (kind == "b" or array.dtype.itemsize == 1), "int64": kind in "iu", "timestamp": kind in "iu"}
+    if not fits.get(column.type, kind in "fiu"):
+        raise DataError(f"input {column.name!r} must be {column.type}, got {array.dtype}", field=column.name)
+    if array.dtype == np.uint64 and array.size and array.max() > 2**63 - 1:
+        raise DataError(f"input {column.name!r} must fit in int64, got {array.max()}", field=column.name)
+    if column.type == "boolean" and array.size and array.max() > NULL_BOOLEAN:
+        raise DataError(f"input {column.name!r} must be 0, 1 or 2 (null), got {array.max()}", field=column.name)
+    return array.astype(NUMPY_TYPES[column.type], copy=False)
+
+
+def _text_tensor(column: Column, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "U":
+        return array
+    if array.dtype.kind not in "OS":
+        raise DataError(f"input {column.name!r} must be text, got {array.dtype}", field=column.name)
+    try:
+        values = [value.decode() if isinstance(value, bytes) else value for value in array.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"input {column.name!r} must be UTF-8: {error}", field=column.name) from error
+    made: Arrays = {}
+    _records_to_text(column, values, made)
+    return made[column.name]
+
+
+def _wrong(column: Column, row: int, value: Any, expected: str) -> DataError:
+    shown = "null" if value is None else repr(value)[:60]
+    return DataError(f"field {column.name!r} must be {expected}, got {shown} in row {row}", field=column.name)
+
+
+def _records_to_float(column: Column, values: list[Any], inputs: Arrays) -> None:
+    kind = NUMPY_TYPES[column.type]
+    made = np.empty((len(values), 1), kind)
+    for row, value in enumerate(values):
+        if value is None:
+            value = float("nan")
+        elif type(value) is not float and type(value) is not int:
+            raise _wrong(column, row, value, "a number or null")
+        try:
+            made[row, 0] = value
+        except OverflowError:
+            raise _wrong(column, row, value, "a number within float64") from None
+    inputs[column.name] = made
+
+
+def _records_to_int(column: Column, values: list[Any], inputs: Arrays) -> None:
+    made = np.zeros((len(values), 1), np.int64)
+    valid = np.ones((len(values), 1), bool)
+    for row, value in enumerate(values):
+        if value is None:
+            if not column.nullable:
+                raise _wrong(column, row, value, "a whole number")
+            valid[row, 0] = False
+            continue
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is not int or value not in _INT64:
+            raise _wrong(column, row, value, "a whole number of 64 bits or null")
+        made[row, 0] = value
+    inputs[column.name] = made
+    if column.nullable:
+        inputs[column.name + VALID_SUFFIX] = valid
+
+
+def _records_to_bool(column: Column, values: list[Any], inputs: Arrays) -> None:
+    for row, value in enumerate(values):
+        if value is not None and type(value) is not bool:
+            raise _wrong(column, row, value, "true, false or null")
+    inputs[column.name] = np.array([[NULL_BOOLEAN if value is None else value] for value in values], np.uint8).reshape(-1, 1)
+
+
+def _records_to_text(column: Column, values: list[Any], inputs: Arrays) -> None:
+    width = 0
+    texts = []
+    for row, value in enumerate(values):
+        if value is None:
+            value = NULL_STRING
+        elif type(value) is not str:
+            raise _wrong(column, row, value, "text or null")
+        width = max(width, len(value))
+        texts.append(value)
+    joined = "".join(texts)
+    if not joined.isascii():
+        try:
+            joined.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"field {column.name!r} must be valid Unicode: {error.reason}", field=column.name) from None
+    # A fixed-width array is quicker to hand over, and drops trailing U+0000, which must not happen.
+    fixed = width <= MAX_FIXED_WIDTH and "\0" not in joined
+    inputs[column.name] = np.array(texts, None if fixed and texts else object).reshape(-1, 1)
+
+
+def _records_to_time(column: Column, values: list[Any], inputs: Arrays) -> None:
+    made = np.empty((len(values), 1), np.int64)
+    for row, value in enumerate(values):
+        made[row, 0] = NULL_TIMESTAMP if value is None else _microseconds(column, row, value)
+    inputs[column.name] = made
+
+
+def _microseconds(column: Column, row: int, value: Any) -> int:
+    if type(value) is int and value in _INT64:
+        return value
+    if isinstance(value, str):
+        try:
+            value = dt.datetime.fromisoformat(value)
+        except ValueError:
+            raise _wrong(column, row, value, "ISO 8601 time, microseconds since 1970 or null") from None
+    if isinstance(value, dt.datetime):
+        moment = value if value.tzinfo is not None else value.replace(tzinfo=dt.UTC)
+        return (moment - _EPOCH) // dt.timedelta(microseconds=1)
+    if isinstance(value, dt.date):
+        return (value - _EPOCH.date()).days * 86_400_000_000
+    raise _wrong(column, row, value, "ISO 8601 time, microseconds since 1970 or null")
+
+
+_RECORD_CONVERTERS: dict[str, Callable[[Column, list[Any], Arrays], None]] = {
+    "boolean": _records_to_bool,
+    "int64": _records_to_int,
+    "float32": _records_to_float,
+    "float64": _records_to_float,
+    "string": _records_to_text,
+    "timestamp": _records_to_time,
+}

@@ -1,0 +1,108 @@
+"""One function finds every extension: a literal table, then entry points, then `module:attribute`."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from tidemill.core.errors import ConfigError, MissingDependency, NotFound
+
+# kind -> name -> "module:attribute". Third parties add the entry-point group `tidemill.<kind>`.
+TABLE: dict[str, dict[str, str]] = {
+    "section": {
+        "data": "tidemill.data.config:DataConfig",
+        "features": "tidemill.features.config:FeaturesConfig",
+        "model": "tidemill.models.config:ModelConfig",
+        "train": "tidemill.train.config:TrainConfig",
+        "tune": "tidemill.tune.config:TuneConfig",
+        "compress": "tidemill.compress.config:CompressConfig",
+        "contract": "tidemill.packaging.contract:ContractConfig",
+        "serve": "tidemill.serve.config:ServeConfig",
+        "stream": "tidemill.stream.config:StreamConfig",
+        "monitor": "tidemill.monitor.config:MonitorConfig",
+        "rollout": "tidemill.rollout.config:RolloutConfig",
+        "engine": "tidemill.core.engine:EngineConfig",
+    },
+    "engine": {"local": "tidemill.engines.local.engine:LocalEngine"},
+    "model": {
+        "linear": "tidemill.models.linear:Linear",
+        "xgboost": "tidemill.models.xgboost:XGBoost",
+    },
+    "operator": {
+        "impute": "tidemill.features.impute:Impute",
+        "standardize": "tidemill.features.standardize:Standardize",
+        "log": "tidemill.features.log:Log",
+        "clip": "tidemill.features.clip:Clip",
+        "bin": "tidemill.features.bin:Bin",
+        "one_hot": "tidemill.features.one_hot:OneHot",
+        "vocabulary": "tidemill.features.vocabulary:Vocabulary",
+        "date_parts": "tidemill.features.date_parts:DateParts",
+    },
+    "mirror": {"mlflow": "tidemill.rollout.mlflow:MLflowMirror"},
+}
+
+# The extra that brings a library, for the message of a failed import.
+EXTRAS = {
+    "duckdb": "train", "narwhals": "train", "onnx": "train", "onnxmltools": "train", "optuna": "train",
+    "pyarrow": "train", "sklearn": "train", "skl2onnx": "train", "skops": "train", "xgboost": "train",
+    "granian": "serve", "msgspec": "serve",
+    "tokenizers": "torch", "torch": "torch", "transformers": "torch", "mlflow": "mlflow",
+}  # fmt: skip
+
+
+def load(kind: str, ref: Any) -> Any:
+    """The extension that `ref` names; anything that is not a string is taken as the extension itself.
+
+    Args:
+        kind: A key of `TABLE`, such as "operator" or "model".
+        ref: A name from the table or the entry-point group `tidemill.<kind>`, or "module:attribute".
+
+    Raises:
+        NotFound: If no extension has that name.
+        ConfigError: If the module or attribute of "module:attribute" does not exist.
+        MissingDependency: If importing it lacks a library of one of Tidemill's extras.
+    """
+    if not isinstance(ref, str):
+        return ref
+    table = TABLE.get(kind, {})
+    if ref in table:
+        return _attribute(table[ref])
+    if ":" in ref:
+        return _attribute(ref)
+    offered = {point.name: point for point in entry_points(group=f"tidemill.{kind}")}
+    if ref in offered:
+        return offered[ref].load()
+    raise NotFound(kind, ref, [*table, *offered])
+
+
+def names(kind: str) -> list[str]:
+    """Every name that `load(kind, name)` knows, built in and installed."""
+    return [*TABLE.get(kind, {}), *(point.name for point in entry_points(group=f"tidemill.{kind}"))]
+
+
+def need(module: str, purpose: str) -> Any:
+    """The imported module `module`.
+
+    Raises:
+        MissingDependency: If it is not installed, naming the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        library = (error.name or module).partition(".")[0]
+        if library not in EXTRAS:
+            raise
+        raise MissingDependency(library, EXTRAS[library], purpose) from error
+
+
+def _attribute(ref: str) -> Any:
+    module_name, _, attribute = ref.partition(":")
+    try:
+        module = need(module_name, ref)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"module {error.name!r} must be importable, for {ref!r}", hint="is its folder beside the project file?") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        raise ConfigError(f"{module_name!r} must define {attribute!r}, for {ref!r}") from None
