@@ -17,7 +17,7 @@ TABLE: dict[str, dict[str, str]] = {
         "train": "tidemill.train.config:TrainConfig",
         "tune": "tidemill.tune.config:TuneConfig",
         "compress": "tidemill.compress.config:CompressConfig",
-        "contract": "tidemill.packaging.contract:ContractConfig",
+        "contract": "tidemill.core.contract:ContractConfig",
         "serve": "tidemill.serve.config:ServeConfig",
         "stream": "tidemill.stream.config:StreamConfig",
         "monitor": "tidemill.monitor.config:MonitorConfig",

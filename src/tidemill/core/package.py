@@ -1,0 +1,256 @@
+"""The package: a folder that answers for a model the same everywhere. Nothing in it executes on load.
+
+`Package.open` reads one and checks every byte, `write` makes one whole or not at all, `Predictor` answers for it.
+The format is specified in docs/package-format.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from tidemill.core.artifact import PARTIAL, hash_file, hash_json, replace_folder, sync, write_json
+from tidemill.core.errors import DataError, Unsupported
+from tidemill.core.events import now
+from tidemill.core.graph import Arrays, BulkGraph, Graph, RowSignature
+from tidemill.core.load import load
+from tidemill.core.schema import Schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+MANIFEST = "tidemill.json"
+
+# What decides how a package answers, and so its identity.
+_IDENTITY_FILES = ("features.onnx", "model.onnx", "full.onnx", "tokenizer.json", "image.json")
+
+
+@dataclass(frozen=True)
+class Package:
+    """An opened package. `version` is the ledger's number where it came from there."""
+
+    path: Path
+    manifest: dict[str, Any]
+    version: str | None = None
+
+    @classmethod
+    def open(cls, path: Path | str, *, version: str | None = None) -> Package:
+        """The package in the folder `path`, every byte checked against its manifest.
+
+        Raises:
+            DataError: If it is no package, of a newer format, or a file is missing or changed; names the file.
+        """
+        folder = Path(path)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            stated = manifest.pop("checksum")
+        except FileNotFoundError:
+            raise DataError(f"{folder} must be a package folder with {MANIFEST}") from None
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"{folder / MANIFEST} is corrupted: {error}") from error
+        if hash_json(manifest) != stated:
+            raise DataError(f"{folder / MANIFEST} is corrupted: its content is not what its checksum says")
+        if manifest["format"] > FORMAT:
+            raise Unsupported(f"{folder} has package format {manifest['format']}, this version reads up to {FORMAT}", hint="upgrade tidemill")
+        for name, entry in manifest["files"].items():
+            file = folder / name
+            if not file.is_file():
+                raise DataError(f"{file} is missing from the package", hint="copy the package again")
+            if file.stat().st_size != entry["bytes"] or hash_file(file) != entry["sha256"]:
+                raise DataError(f"{file} is corrupted: its content is not what the manifest says", hint="copy the package again")
+        return cls(folder, manifest, version)
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def task(self) -> str:
+        return str(self.manifest["task"])
+
+    @property
+    def kind(self) -> str:
+        return str(self.manifest["signature"]["kind"])
+
+    @property
+    def identity(self) -> str:
+        return str(self.manifest["identity"])
+
+    @property
+    def schema(self) -> Schema:
+        """The raw columns that a request brings."""
+        return Schema.from_json(self.manifest["signature"]["inputs"])
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        return list(self.manifest["signature"]["outputs"])
+
+    @property
+    def classes(self) -> list[Any] | None:
+        return cast("list[Any] | None", self.manifest["signature"].get("classes"))
+
+    @property
+    def keys(self) -> list[str]:
+        """Columns that batch prediction copies through."""
+        return list(self.manifest["signature"].get("keys", []))
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """One real record, as a request would bring it."""
+        return dict(self.manifest["signature"].get("example", {}))
+
+    @property
+    def graph_file(self) -> Path:
+        return self.path / str(self.manifest["runtime"]["graph"])
+
+    def contract(self) -> list[dict[str, Any]]:
+        return list(self._read("contract.json", {"promises": []})["promises"])
+
+    def baseline(self) -> dict[str, Any]:
+        return dict(self._read("baseline.json", {}))
+
+    def evidence(self) -> dict[str, Any]:
+        """Measurements by name."""
+        return {Path(name).stem: self._read(name, {}) for name in self.manifest["files"] if name.startswith("evidence/")}
+
+    def _read(self, name: str, default: Any) -> Any:
+        return json.loads((self.path / name).read_text(encoding="utf-8")) if name in self.manifest["files"] else default
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Predictions of N rows. `probability` is [N, K] in the order of the package's classes, None without classes."""
+
+    prediction: np.ndarray
+    probability: np.ndarray | None = None
+
+
+class Predictor:
+    """A package ready to answer. Safe from several threads."""
+
+    def __init__(self, package: Package, *, threads: int = 1) -> None:
+        self.package = package
+        self._threads = threads
+        preprocess = package.manifest["signature"].get("preprocess")
+        self._preprocess = load("preprocess", preprocess)(package.path) if preprocess else None
+        self._graph = Graph(package.graph_file, package.schema, threads=threads)
+        self.signature: RowSignature = self._graph.signature
+        self._bulk: BulkGraph | None = None
+        self._output = ["probability"] if package.classes else ["prediction"]
+        self._labels = label_array(package.classes) if package.classes else None
+
+    def run(self, inputs: Arrays) -> Answers:
+        """Answers for inputs as `signature` makes them."""
+        return self._answers(self._graph.run(self._preprocess(inputs) if self._preprocess else inputs, self._output))
+
+    def records(self, records: Sequence[Mapping[str, Any]]) -> Answers:
+        return self.run(self.signature.from_records(records))
+
+    def arrow(self, batch: pa.RecordBatch) -> Answers:
+        """Answers for an Arrow batch, on the bulk route."""
+        if self._preprocess is not None:
+            return self.run(self.signature.from_arrow(batch))
+        if self._bulk is None:
+            self._bulk = BulkGraph(self.package.graph_file, self.package.schema, threads=self._threads)
+        return self._answers(self._bulk.run(batch, self._output))
+
+    def _answers(self, results: Arrays) -> Answers:
+        values = results[self._output[0]]
+        if self._labels is None:
+            return Answers(values)
+        return Answers(self._labels[values.argmax(axis=1)], values)
+
+
+def label_array(classes: Sequence[Any]) -> np.ndarray:
+    """Class labels as an array to gather from: bool, int64, or text as objects."""
+    if all(isinstance(label, bool) for label in classes):
+        return np.array(classes, bool)
+    if all(isinstance(label, int) for label in classes):
+        return np.array(classes, np.int64)
+    return np.array(classes, object)
+
+
+def write(
+    path: Path,
+    *,
+    name: str,
+    task: str,
+    signature: Mapping[str, Any],
+    files: Mapping[str, bytes | Path],
+    documents: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+    fitted: Any = None,
+    graph: str = "full.onnx",
+    runtime: str = "onnxruntime",
+) -> Package:
+    """Write a package whole or not at all; an older one at `path` is replaced.
+
+    Args:
+        signature: `kind`, `inputs` (columns), `outputs`, and where they apply `target`, `classes`, `keys`, `example`,
+            `preprocess`, `preprocess_config`.
+        files: Graphs and preprocessing by file name: bytes, or a file to copy.
+        documents: JSON-able values by file name (`contract.json`, `evidence/quality.json`, ...), text for `card.md`.
+        lineage: Artifact ids and versions that the package was made from.
+        fitted: Fitted statistics, for the identity.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f"{PARTIAL}{path.name}-{uuid.uuid4().hex[:8]}"
+    partial.mkdir()
+    try:
+        for file, content in files.items():
+            (partial / file).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                (partial / file).write_bytes(content)
+            else:
+                shutil.copyfile(content, partial / file)
+        for file, document in documents.items():
+            (partial / file).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(document, str):
+                (partial / file).write_text(document, encoding="utf-8")
+            else:
+                write_json(partial / file, document)
+        seal(partial, name=name, task=task, signature=signature, lineage=lineage, fitted=fitted, graph=graph, runtime=runtime)
+        sync(partial)
+        replace_folder(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Package.open(path)
+
+
+def seal(
+    folder: Path,
+    *,
+    name: str,
+    task: str,
+    signature: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+    fitted: Any = None,
+    graph: str = "full.onnx",
+    runtime: str = "onnxruntime",
+) -> None:
+    """Write the manifest of a folder that holds all the package's other files."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    entries = {file.relative_to(folder).as_posix(): {"sha256": hash_file(file), "bytes": file.stat().st_size} for file in files}
+    answers = {key: value for key, value in signature.items() if key != "example"}
+    graphs = {file: entries[file]["sha256"] for file in _IDENTITY_FILES if file in entries}
+    manifest = {
+        "format": FORMAT,
+        "name": name,
+        "task": task,
+        "signature": dict(signature),
+        "identity": hash_json({"format": FORMAT, "task": task, "signature": answers, "graphs": graphs, "fitted": fitted}),
+        "lineage": dict(lineage),
+        "runtime": {"kind": runtime, "graph": graph},
+        "files": entries,
+        "created": now(),
+    }
+    write_json(folder / MANIFEST, {**manifest, "checksum": hash_json(manifest)})
