@@ -47,7 +47,7 @@ EXTRAS = {
     "duckdb": "train", "narwhals": "train", "onnx": "train", "onnxmltools": "train", "optuna": "train",
     "pyarrow": "train", "sklearn": "train", "skl2onnx": "train", "skops": "train", "xgboost": "train",
     "granian": "serve", "msgspec": "serve",
-    "tokenizers": "torch", "torch": "torch", "transformers": "torch", "mlflow": "mlflow",
+    "tokenizers": "torch", "torch": "torch", "transformers": "torch", "mlflow": "mlflow", "psycopg": "postgres",
 }  # fmt: skip
 
 

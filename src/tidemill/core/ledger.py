@@ -1,0 +1,403 @@
+"""The append-only record of versions, aliases and decisions: who, when, why, on which evidence.
+
+The truth is one table of events in SQLite, or PostgreSQL for a team; everything else is folded from it. Each event
+carries the hash of the one before it, so that a change to the past shows. Changing an alias is compare-and-swap: of
+two at once one wins, the other gets `Conflict`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tidemill.core.artifact import PARTIAL, hash_json, replace_folder
+from tidemill.core.errors import ConfigError, Conflict, DataError, NotFound, Unavailable
+from tidemill.core.events import now
+from tidemill.core.load import need
+from tidemill.core.package import Package
+
+CHAMPION = "champion"
+BUSY_TIMEOUT_S = 5.0
+
+Kind = Literal["registered", "promoted", "rolled_back", "refused", "imported", "exported", "drift", "note"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One event of the ledger."""
+
+    seq: int
+    at: str
+    actor: str
+    kind: Kind
+    name: str
+    version: int | None
+    alias: str | None
+    why: str
+    evidence: dict[str, Any]
+    hash: str
+
+    def __str__(self) -> str:
+        """The event as a sentence."""
+        subject = f"{self.name} version {self.version}" if self.version is not None else self.name
+        said = {
+            "registered": f"{subject} was registered",
+            "promoted": f"{subject} became {self.alias}",
+            "rolled_back": f"{self.alias} of {self.name} went back to version {self.version}",
+            "refused": f"a candidate for {self.name} was refused" if self.version is None else f"{subject} was refused",
+            "imported": f"{self.alias} of {self.name} was moved to version {self.version} from outside",
+            "exported": f"{subject} was exported",
+            "drift": f"drift was reported for {subject}",
+            "note": f"a note on {subject}",
+        }[self.kind]
+        return f"{self.at[:19].replace('T', ' ')}  {said} by {self.actor}" + (f": {self.why}" if self.why else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A registered package."""
+
+    name: str
+    version: int
+    identity: str
+    path: Path
+    at: str
+    aliases: tuple[str, ...] = ()
+    evidence: dict[str, Any]
+
+    def open(self) -> Package:
+        return Package.open(self.path, version=str(self.version))
+
+
+class Ledger:
+    """The ledger at `url`: a file path, `sqlite:///path`, or `postgresql://...`.
+
+    Safe from several processes and threads (each call opens its own connection). Packages live in `packages`, beside
+    an SQLite file by default.
+
+    Raises:
+        Unavailable: From every method, if another process holds the ledger for longer than five seconds.
+    """
+
+    def __init__(self, url: str | Path, *, packages: Path | None = None, actor: str | None = None) -> None:
+        self.url = str(url).removeprefix("sqlite:///")
+        self._postgres = self.url.startswith(("postgresql://", "postgres://"))
+        if packages is None:
+            if self._postgres:
+                raise ConfigError("a PostgreSQL ledger needs the folder of its packages")
+            packages = Path(self.url).parent / "packages"
+        self.packages = packages
+        self.actor = actor or _user()
+
+    def register(self, package: Package, *, why: str = "", champion_if_first: bool = True) -> Version:
+        """Copy a package in as the next version of its name; the first one becomes champion.
+
+        A package whose identity is already registered is not registered again: its version is returned.
+
+        Raises:
+            Conflict: If another process registers the same name at this moment.
+        """
+        folder = self.packages / package.name
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{PARTIAL}{uuid.uuid4().hex[:8]}"
+        shutil.copytree(package.path, partial)
+        try:
+            with self._transaction() as db:
+                known = self._fold(db, package.name)
+                for version in known.values():
+                    if version.identity == package.identity:
+                        return version
+                number = max(known, default=0) + 1
+                replace_folder(partial, folder / str(number))
+                facts = {"identity": package.identity, "path": f"{package.name}/{number}", "summary": _summary(package)}
+                self._append(db, "registered", package.name, version=number, why=why, evidence=facts)
+                if champion_if_first and self._alias(db, package.name, CHAMPION) is None:
+                    first = "the first version that keeps its contract"
+                    self._append(db, "promoted", package.name, version=number, alias=CHAMPION, why=first)
+            return self.version(package.name, number)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def promote(
+        self,
+        name: str,
+        version: int,
+        *,
+        alias: str = CHAMPION,
+        expected: int | None | Literal["any"] = "any",
+        why: str,
+        evidence: Mapping[str, Any] | None = None,
+        kind: Kind = "promoted",
+    ) -> Entry:
+        """Point `alias` of `name` at `version`.
+
+        Args:
+            expected: The version that the caller believes the alias to be at (None: at none); "any" does not care.
+
+        Raises:
+            NotFound: If the version is not registered.
+            Conflict: If the alias is elsewhere than `expected`, or already at `version`.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", alias):
+            raise ConfigError(f"alias: must be lower-case letters, digits, - and _, got {alias!r}")
+        with self._transaction() as db:
+            known = self._fold(db, name)
+            if version not in known:
+                raise NotFound(f"version of {name}", str(version), [str(number) for number in known])
+            current = self._alias(db, name, alias)
+            if expected != "any" and current != expected:
+                raise Conflict(
+                    f"{alias} of {name} must be at version {expected}, is at {current}: someone else moved it", hint="look again and decide anew"
+                )
+            if current == version:
+                raise Conflict(f"{alias} of {name} is at version {version} already")
+            return self._append(db, kind, name, version=version, alias=alias, why=why, evidence={**(evidence or {}), "before": current})
+
+    def rollback(self, name: str, *, alias: str = CHAMPION, why: str) -> Entry:
+        """Point `alias` at the version that it was at before its present one.
+
+        Raises:
+            Conflict: If it was at no other version before.
+        """
+        stack: list[int] = []
+        for entry in self.history(name):
+            if entry.alias != alias or entry.kind not in _MOVES or entry.version is None:
+                continue
+            if entry.kind == "rolled_back":
+                stack.pop()
+            else:
+                stack.append(entry.version)
+        if len(stack) < 2:
+            raise Conflict(f"{alias} of {name} has no earlier version to go back to")
+        current, before = stack[-1], stack[-2]
+        return self.promote(name, before, alias=alias, expected=current, why=why, kind="rolled_back")
+
+    def record(
+        self, kind: Kind, name: str, *, version: int | None = None, why: str, evidence: Mapping[str, Any] | None = None
+    ) -> Entry:
+        """Append an event that moves nothing: a refusal, a drift alarm, a note."""
+        if kind in _MOVES or kind == "registered":
+            raise ConfigError(f"{kind} is recorded by its own method")
+        with self._transaction() as db:
+            return self._append(db, kind, name, version=version, why=why, evidence=dict(evidence or {}))
+
+    def names(self) -> list[str]:
+        with self._transaction() as db:
+            return [row[0] for row in db.all("SELECT DISTINCT name FROM events WHERE kind = 'registered' ORDER BY name")]
+
+    def versions(self, name: str) -> list[Version]:
+        """The versions of `name`, oldest first; empty where it is unknown."""
+        with self._transaction() as db:
+            return list(self._fold(db, name).values())
+
+    def version(self, name: str, number: int) -> Version:
+        for version in self.versions(name):
+            if version.version == number:
+                return version
+        raise NotFound(f"version of {name}", str(number), [str(version.version) for version in self.versions(name)])
+
+    def alias(self, name: str, alias: str = CHAMPION) -> int | None:
+        """The version that `alias` of `name` points at."""
+        with self._transaction() as db:
+            return self._alias(db, name, alias)
+
+    def resolve(self, ref: str) -> Version:
+        """The version that a reference names: `NAME` (its champion, else its newest), `NAME@alias`, `NAME/number`.
+
+        Raises:
+            NotFound: If the name, alias or version is unknown; lists the known ones.
+        """
+        name, _, alias = ref.removeprefix("models:/").partition("@")
+        name, _, number = name.partition("/")
+        versions = {version.version: version for version in self.versions(name)}
+        if not versions:
+            raise NotFound("model", name, self.names())
+        if number:
+            if not number.isdigit() or int(number) not in versions:
+                raise NotFound(f"version of {name}", number, [str(known) for known in versions])
+            return versions[int(number)]
+        found = self.alias(name, alias or CHAMPION)
+        if found is None and alias:
+            raise NotFound(f"alias of {name}", alias, {known for version in versions.values() for known in version.aliases})
+        return versions[found if found is not None else max(versions)]
+
+    def history(self, name: str | None = None) -> list[Entry]:
+        """Every event, oldest first."""
+        with self._transaction() as db:
+            return self._entries(db, name)
+
+    def serving_at(self, name: str, at: str, *, alias: str = CHAMPION) -> int | None:
+        """The version that `alias` pointed at on a date or time in ISO 8601."""
+        moves = [entry for entry in self.history(name) if entry.alias == alias and entry.kind in _MOVES and entry.at <= at]
+        return moves[-1].version if moves else None
+
+    def verify(self) -> None:
+        """Check the chain of hashes.
+
+        Raises:
+            DataError: If an event was changed, removed or put in after the fact; names the first.
+        """
+        before = ""
+        for entry in self.history():
+            if entry.hash != _hash(before, entry):
+                raise DataError(f"ledger {self.url}: event {entry.seq} is not what was written")
+            before = entry.hash
+
+    def _append(
+        self,
+        db: _Connection,
+        kind: Kind,
+        name: str,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        why: str = "",
+        evidence: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        last = db.all("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
+        seq, before = (last[0][0] + 1, last[0][1]) if last else (1, "")
+        draft = Entry(
+            seq=seq, at=now(), actor=self.actor, kind=kind, name=name, version=version, alias=alias, why=why,
+            evidence=json.loads(json.dumps(evidence or {})), hash="",
+        )  # fmt: skip
+        digest = _hash(before, draft)
+        db.run(
+            "INSERT INTO events (seq, at, actor, kind, name, version, alias, why, evidence, hash) VALUES (?,?,?,?,?,?,?,?,?,?)",
+            (seq, draft.at, draft.actor, kind, name, version, alias, why, json.dumps(draft.evidence), digest),
+        )
+        return Entry(**{**draft.__dict__, "hash": digest})
+
+    def _entries(self, db: _Connection, name: str | None) -> list[Entry]:
+        columns = "seq, at, actor, kind, name, version, alias, why, evidence, hash"
+        if name is None:
+            rows = db.all(f"SELECT {columns} FROM events ORDER BY seq")
+        else:
+            rows = db.all(f"SELECT {columns} FROM events WHERE name = ? ORDER BY seq", (name,))
+        return [Entry(**{**dict(zip(columns.split(", "), row, strict=True)), "evidence": json.loads(row[8])}) for row in rows]
+
+    def _alias(self, db: _Connection, name: str, alias: str) -> int | None:
+        moves = [entry for entry in self._entries(db, name) if entry.alias == alias and entry.kind in _MOVES]
+        return moves[-1].version if moves else None
+
+    def _fold(self, db: _Connection, name: str) -> dict[int, Version]:
+        entries = self._entries(db, name)
+        aliases = {entry.alias: entry.version for entry in entries if entry.kind in _MOVES and entry.alias}
+        return {
+            entry.version: Version(
+                name=name,
+                version=entry.version,
+                identity=entry.evidence["identity"],
+                path=self.packages / entry.evidence["path"],
+                at=entry.at,
+                aliases=tuple(sorted(alias for alias, version in aliases.items() if version == entry.version)),
+                evidence=entry.evidence.get("summary", {}),
+            )
+            for entry in entries
+            if entry.kind == "registered" and entry.version is not None
+        }
+
+    @contextmanager
+    def _transaction(self) -> Iterator[_Connection]:
+        """One serialised transaction: committed when the block ends well, else undone."""
+        db = _Postgres(self.url) if self._postgres else _Sqlite(self.url)
+        try:
+            yield db
+            db.commit()
+        finally:
+            db.close()
+
+
+_MOVES = ("promoted", "rolled_back", "imported")
+
+_TABLE = """CREATE TABLE IF NOT EXISTS events (
+    seq BIGINT PRIMARY KEY, at TEXT NOT NULL, actor TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
+    version BIGINT, alias TEXT, why TEXT NOT NULL, evidence TEXT NOT NULL, hash TEXT NOT NULL)"""
+
+
+class _Connection:
+    """One exclusive transaction; closing without `commit` undoes it."""
+
+    def run(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
+        raise TypeError("use a subclass")
+
+    def all(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        return list(self.run(sql, values).fetchall())
+
+    def commit(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Sqlite(_Connection):
+    def __init__(self, path: str) -> None:
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        except (sqlite3.OperationalError, OSError) as error:
+            raise Unavailable(f"ledger {path} cannot be opened: {error}") from error
+        try:
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(_TABLE)
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            raise Unavailable(f"ledger {path}: {error}", hint="another process holds it; try again, or find and end that process") from error
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise DataError(f"ledger {path} must be an SQLite database: {error}", hint="restore it from a backup") from error
+
+    def run(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        return self._db.execute(sql, values)
+
+    def commit(self) -> None:
+        self._db.execute("COMMIT")
+
+    def close(self) -> None:
+        self._db.close()
+
+
+class _Postgres(_Connection):
+    def __init__(self, url: str) -> None:
+        psycopg = need("psycopg", "a PostgreSQL ledger")
+        try:
+            self._db = psycopg.connect(url, connect_timeout=int(BUSY_TIMEOUT_S))
+            self._db.execute(f"SET lock_timeout = '{int(BUSY_TIMEOUT_S * 1000)}ms'")
+            self._db.execute("SELECT pg_advisory_xact_lock(7450931)")
+            self._db.execute(_TABLE)
+        except psycopg.OperationalError as error:
+            raise Unavailable(f"ledger at PostgreSQL does not answer: {error}") from error
+
+    def run(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
+        return self._db.execute(sql.replace("?", "%s"), values)
+
+    def commit(self) -> None:
+        self._db.commit()
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _hash(before: str, entry: Entry) -> str:
+    return hash_json([before, {key: value for key, value in entry.__dict__.items() if key != "hash"}])
+
+
+def _summary(package: Package) -> dict[str, Any]:
+    """The numbers that a list of versions shows."""
+    quality = package.evidence().get("quality", {})
+    return {key: quality[key] for key in ("metric", "value", "low", "high") if key in quality}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
