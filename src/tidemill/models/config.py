@@ -1,0 +1,95 @@
+"""`[model]`: the kind of model; every further key is a parameter of that kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidemill.core.errors import ConfigError, Unsupported, nearest
+from tidemill.core.load import load, names
+from tidemill.core.project import build
+from tidemill.models.base import Model
+
+# Kinds that are known by name and not built in this version.
+UNBUILT = ("random_forest", "mlp", "dcn", "two_tower", "text", "image", "sequence", "decoder", "ensemble")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What is fitted, and how its scores become probabilities."""
+
+    kind: str = "xgboost"
+    """linear | xgboost | the name of an installed kind | "my.module:build", a class or function that gives a Model."""
+    calibrate: str | None = None
+    """platt: a logistic curve over the score, fitted on the validation rows; absent means none."""
+    class_weight: Any = None
+    """balanced, or a table of weights by class (class names as text, others keep 1); absent means none."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """The kind's parameters, those that differ from its defaults; in a project file they stand beside `kind`."""
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any], path: str, where: str) -> ModelConfig:
+        """The section of a project file; parameters of built-in and installed kinds are checked here."""
+        kind = tree.get("kind", cls.kind)
+        if not isinstance(kind, str):
+            raise ConfigError(f"{path}.kind: must be text, got {kind!r} ({where})")
+        nested = tree.get("params", {})
+        if not isinstance(nested, Mapping):
+            raise ConfigError(f"{path}.params: must be a table, got {nested!r} ({where})")
+        own = ("kind", "calibrate", "class_weight", "params")
+        config = cls(
+            kind=kind,
+            calibrate=tree.get("calibrate"),
+            class_weight=tree.get("class_weight"),
+            params={**{key: value for key, value in tree.items() if key not in own}, **nested},
+        )
+        config.check(path, where)
+        return config
+
+    def check(self, path: str = "model", where: str = "project") -> None:
+        """Raise ConfigError or Unsupported where a value is wrong; a "module:name" kind is looked up only when it is used."""
+        if self.kind in UNBUILT:
+            raise Unsupported(
+                f"{path}.kind: {self.kind!r} is not built in this version ({where})", hint=f"built: {', '.join(names('model'))}"
+            )
+        if self.calibrate == "isotonic":
+            raise Unsupported(f"{path}.calibrate: 'isotonic' is not built in this version ({where})", hint="use platt")
+        if self.calibrate not in (None, "platt"):
+            raise ConfigError(f"{path}.calibrate: must be platt or absent, got {self.calibrate!r} ({where})")
+        self._check_class_weight(path, where)
+        if ":" not in self.kind:
+            self.parameters(path=path, where=where)
+
+    def model(self) -> Model:
+        """A fresh model of this kind."""
+        made: Model = load("model", self.kind)()
+        return made
+
+    def parameters(self, overrides: Mapping[str, Any] | None = None, *, path: str = "model", where: str = "project") -> Any:
+        """The kind's `Params`, checked, `overrides` (by plain name) laid over what the project says.
+
+        Raises:
+            ConfigError: If a name is unknown or a value is out of its range.
+        """
+        struct = load("model", self.kind).Params
+        given = {**self.params, **(overrides or {})}
+        known = [f.name for f in dataclasses.fields(struct)]
+        for key in given:
+            if key not in known:
+                candidates = [*known, "kind", "calibrate", "class_weight"]
+                close = nearest(key, candidates)
+                hint = f"did you mean {f'{path}.{close}'!r}?" if close else f"known for {self.kind}: {', '.join(candidates)}"
+                raise ConfigError(f"{path}.{key}: is not a known key ({where})", hint=hint)
+        return build(struct, given, path=path, where=where)
+
+    def _check_class_weight(self, path: str, where: str) -> None:
+        setting = self.class_weight
+        if setting is None or setting == "balanced":
+            return
+        if not isinstance(setting, Mapping) or not setting:
+            raise ConfigError(f"{path}.class_weight: must be balanced or a table of weights by class, got {setting!r} ({where})")
+        for name, weight in setting.items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+                raise ConfigError(f"{path}.class_weight.{name}: must be a number of at least 0, got {weight!r} ({where})")

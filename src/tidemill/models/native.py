@@ -1,0 +1,37 @@
+"""A fitted model as files, without pickle: what its library writes, its kind, and its calibration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tidemill.core.artifact import write_json
+from tidemill.core.errors import DataError
+from tidemill.core.load import load as load_extension
+from tidemill.models.base import Fitted, Scored
+from tidemill.models.calibration import CALIBRATION, Calibrated, Platt
+
+KIND = "kind.json"
+
+
+def save(fitted: Fitted, folder: Path, *, kind: str) -> None:
+    """Write a fitted model and what `load` needs to find its kind into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fitted.save(folder)
+    write_json(folder / KIND, {"kind": kind})
+
+
+def load(folder: Path) -> Fitted:
+    """The fitted model in `folder`, calibrated where it was.
+
+    Raises:
+        DataError: If the folder does not hold one.
+    """
+    try:
+        kind = json.loads((folder / KIND).read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder} must hold a native model: {error}", hint="run the train stage again") from error
+    fitted: Fitted = load_extension("model", kind)().load(folder)
+    if (folder / CALIBRATION).exists() and isinstance(fitted, Scored):
+        return Calibrated(fitted, Platt.from_json(json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))))
+    return fitted
