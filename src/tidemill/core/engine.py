@@ -5,12 +5,15 @@ Everything the platform itself does to data is said in these verbs, so that an e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
+    import narwhals as nw
+    import numpy as np
     import pyarrow as pa
 
 S = TypeVar("S")
@@ -39,6 +42,16 @@ class Source:
     """File, glob or folder; relative ones are resolved by the caller."""
     format: Literal["parquet", "csv"] | None = None
     """Overrides what the suffix says."""
+    null: tuple[str, ...] = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
+    """CSV: texts that stand for null, quoted or not."""
+    delimiter: str | None = None
+    """CSV: one character between values; a comma, or a tab where the suffix is .tsv."""
+    header: bool = True
+    """CSV: whether the first line names the columns."""
+    names: tuple[str, ...] | None = None
+    """CSV: names of the columns, instead of the first line's or where there is none."""
+    types: Mapping[str, str] = field(default_factory=dict)
+    """CSV: types of columns that must not be guessed, such as `zip = "string"`, one of the six of `Schema`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +93,10 @@ class Mergeable(Protocol[S]):
 
 
 class Rows(Protocol):
-    """A lazy table, owned by the engine that made it; may be scanned more than once."""
+    """A lazy table, owned by the engine that made it; may be scanned more than once, but not after the engine's `close`.
+
+    `batches` yields batches of exactly `batch_rows` rows, the last one excepted, in row-group order, however many threads work.
+    """
 
     @property
     def schema(self) -> pa.Schema: ...
@@ -88,13 +104,42 @@ class Rows(Protocol):
 
 
 class DataEngine(Protocol):
-    """Five verbs. Safe to use from one thread; lazy except `reduce` and `write`."""
+    """Five verbs. Safe to use from one thread; lazy except `reduce` and `write`.
+
+    Made by calling its class with an `EngineConfig` and `scratch`, the folder under which it may spill. What it spilled goes
+    with `close`. `frame` and `rows` lead to a user's Narwhals `prepare` and back; they are not verbs of the platform's own work.
+
+    `scan` and `map_batches` keep the order of rows; `fn` is pure, row by row, and may be called from several threads at once, as
+    may an aggregation's `update`, each time with a state of its own. `exchange` by sort is ascending, strings by their UTF-8
+    bytes, NaN after every number, nulls last; by hash, part p holds the rows whose `row_hash` of the keys is p modulo `parts`, and
+    the parts come one after the other.
+    """
 
     def scan(self, source: Source, columns: Sequence[str] | None) -> Rows: ...
     def map_batches(self, rows: Rows, fn: BatchFn, schema: pa.Schema) -> Rows: ...
     def exchange(self, rows: Rows, by: Partitioning) -> Rows: ...
     def reduce(self, rows: Rows, agg: Mergeable[S]) -> S: ...
     def write(self, rows: Rows, target: Target) -> Written: ...
+    def frame(self, rows: Rows) -> nw.LazyFrame[Any]: ...
+    def rows(self, frame: Any) -> Rows: ...
+    def close(self) -> None: ...
+
+
+@contextmanager
+def open_engine(config: EngineConfig, *, scratch: Path | None = None) -> Iterator[DataEngine]:
+    """The data engine that `config.data` names, closed at the end.
+
+    Args:
+        scratch: Folder under which it may spill; the system's temporary folder when absent.
+    """
+    from tidemill.core.load import load
+
+    made = load("engine", config.data)
+    engine = cast(DataEngine, made(config, scratch=scratch) if isinstance(made, type) else made)
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,3 +183,47 @@ def memory_bytes(text: str) -> int:
     if match is None or float(match[1]) <= 0:
         raise ConfigError(f"engine.memory: must be a size such as 512MiB or 2GiB, got {text!r}")
     return int(float(match[1]) * units[match[2] or ""])
+
+
+def row_hash(batch: pa.RecordBatch, columns: Sequence[str], *, salt: str = "") -> np.ndarray:
+    """Low 64 bits of the MD5 of each row's canonical text, uint64 of shape (rows,): the same on every engine.
+
+    The canonical text of a value: a string itself; an integer in decimal; a boolean `true` or `false`; a timestamp its
+    microseconds since 1970 UTC; a float its 64 IEEE 754 bits as a signed integer, -0.0 as 0.0; null and NaN the noncharacter
+    U+FFFF. The salt, if any, and the values are joined by U+001F. So one text column without salt hashes as its text: the low
+    64 bits are the last 16 of the MD5's 32 hexadecimal digits.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> hex(row_hash(pa.record_batch({"key": ["abc"]}), ["key"])[0])
+        '0xd6963f7d28e17f72'
+    """
+    import hashlib
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    parts = [_canonical_text(batch.column(batch.schema.get_field_index(name))) for name in columns]
+    if salt:
+        parts.insert(0, pa.scalar(salt))
+    text = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\x1f")
+    md5 = hashlib.md5
+    digests = b"".join([md5(value, usedforsecurity=False).digest() for value in text.cast(pa.binary()).to_pylist()])
+    return cast("np.ndarray", np.frombuffer(digests, dtype=">u8")[1::2].astype(np.uint64))
+
+
+def _canonical_text(column: pa.Array) -> pa.Array:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+    elif pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        column = column.cast(pa.timestamp("us")).cast(pa.int64())
+    elif pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        numbers = column.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False) + 0.0
+        column = pa.array(numbers.view(np.int64), mask=np.isnan(numbers))
+    return pc.fill_null(column.cast(pa.string()), "\uffff")

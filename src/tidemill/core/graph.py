@@ -219,7 +219,9 @@ def narrow(array: pa.Array, column: Column) -> pa.Array:
         "timestamp": t.is_timestamp(kind) or t.is_date(kind),
     }[column.type]
     if not fits:
-        raise DataError(f"column {column.name!r} must be {column.type}, got {kind}", field=column.name, hint="cast it, or train on it as it is")
+        raise DataError(
+            f"column {column.name!r} must be {column.type}, got {kind}", field=column.name, hint="cast it, or train on it as it is"
+        )
     if column.type == "string" and t.is_dictionary(array.type):
         return array
     try:
@@ -241,7 +243,9 @@ def _numbers_to_numpy(column: Column, array: pa.Array, inputs: Arrays) -> None:
         inputs[column.name] = (values.fill_null(NULL_BOOLEAN) if array.null_count else values).to_numpy(zero_copy_only=False).reshape(-1, 1)
     elif column.type == "timestamp":
         values = array.cast(pa.int64())
-        inputs[column.name] = (values.fill_null(NULL_TIMESTAMP) if array.null_count else values).to_numpy(zero_copy_only=False).reshape(-1, 1)
+        inputs[column.name] = (
+            (values.fill_null(NULL_TIMESTAMP) if array.null_count else values).to_numpy(zero_copy_only=False).reshape(-1, 1)
+        )
     else:
         if array.null_count and not column.nullable:
             raise DataError(f"column {column.name!r} must not be null, is in {array.null_count} rows", field=column.name)
@@ -271,8 +275,10 @@ def _dictionary(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         values = np.where(array.dictionary.is_null().to_numpy(zero_copy_only=False), NULL_STRING, values)
     indices = array.indices
     if indices.null_count or not len(values):
-        indices = indices.fill_null(pa.scalar(len(values), indices.type)) if len(values) < 2**7 - 1 or indices.type.bit_width > 8 else (
-            indices.cast(pa.int32()).fill_null(len(values))
+        indices = (
+            indices.fill_null(pa.scalar(len(values), indices.type))
+            if len(values) < 2**7 - 1 or indices.type.bit_width > 8
+            else (indices.cast(pa.int32()).fill_null(len(values)))
         )
         values = np.append(values, NULL_STRING)
     return values.reshape(-1, 1), indices.to_numpy(zero_copy_only=False)

@@ -133,7 +133,7 @@ class Ledger:
         version: int,
         *,
         alias: str = CHAMPION,
-        expected: int | None | Literal["any"] = "any",
+        expected: int | Literal["any"] | None = "any",
         why: str,
         evidence: Mapping[str, Any] | None = None,
         kind: Kind = "promoted",
@@ -156,7 +156,8 @@ class Ledger:
             current = self._alias(db, name, alias)
             if expected != "any" and current != expected:
                 raise Conflict(
-                    f"{alias} of {name} must be at version {expected}, is at {current}: someone else moved it", hint="look again and decide anew"
+                    f"{alias} of {name} must be at version {expected}, is at {current}: someone else moved it",
+                    hint="look again and decide anew",
                 )
             if current == version:
                 raise Conflict(f"{alias} of {name} is at version {version} already")
@@ -181,9 +182,7 @@ class Ledger:
         current, before = stack[-1], stack[-2]
         return self.promote(name, before, alias=alias, expected=current, why=why, kind="rolled_back")
 
-    def record(
-        self, kind: Kind, name: str, *, version: int | None = None, why: str, evidence: Mapping[str, Any] | None = None
-    ) -> Entry:
+    def record(self, kind: Kind, name: str, *, version: int | None = None, why: str, evidence: Mapping[str, Any] | None = None) -> Entry:
         """Append an event that moves nothing: a refusal, a drift alarm, a note."""
         if kind in _MOVES or kind == "registered":
             raise ConfigError(f"{kind} is recorded by its own method")
@@ -326,15 +325,19 @@ _TABLE = """CREATE TABLE IF NOT EXISTS events (
 class _Connection:
     """One exclusive transaction; closing without `commit` undoes it."""
 
+    _db: Any
+
     def run(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
-        raise TypeError("use a subclass")
+        return self._db.execute(sql, values)
 
     def all(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         return list(self.run(sql, values).fetchall())
 
-    def commit(self) -> None: ...
+    def commit(self) -> None:
+        self._db.commit()
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self._db.close()
 
 
 class _Sqlite(_Connection):
@@ -350,19 +353,15 @@ class _Sqlite(_Connection):
             self._db.execute(_TABLE)
         except sqlite3.OperationalError as error:
             self._db.close()
-            raise Unavailable(f"ledger {path}: {error}", hint="another process holds it; try again, or find and end that process") from error
+            raise Unavailable(
+                f"ledger {path}: {error}", hint="another process holds it; try again, or find and end that process"
+            ) from error
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise DataError(f"ledger {path} must be an SQLite database: {error}", hint="restore it from a backup") from error
 
-    def run(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        return self._db.execute(sql, values)
-
     def commit(self) -> None:
         self._db.execute("COMMIT")
-
-    def close(self) -> None:
-        self._db.close()
 
 
 class _Postgres(_Connection):
@@ -378,12 +377,6 @@ class _Postgres(_Connection):
 
     def run(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
         return self._db.execute(sql.replace("?", "%s"), values)
-
-    def commit(self) -> None:
-        self._db.commit()
-
-    def close(self) -> None:
-        self._db.close()
 
 
 def _hash(before: str, entry: Entry) -> str:

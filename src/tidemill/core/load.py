@@ -101,7 +101,9 @@ def _attribute(ref: str) -> Any:
     try:
         module = need(module_name, ref)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"module {error.name!r} must be importable, for {ref!r}", hint="is its folder beside the project file?") from error
+        raise ConfigError(
+            f"module {error.name!r} must be importable, for {ref!r}", hint="is its folder beside the project file?"
+        ) from error
     try:
         return getattr(module, attribute)
     except AttributeError:

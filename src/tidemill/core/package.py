@@ -59,7 +59,9 @@ class Package:
         if hash_json(manifest) != stated:
             raise DataError(f"{folder / MANIFEST} is corrupted: its content is not what its checksum says")
         if manifest["format"] > FORMAT:
-            raise Unsupported(f"{folder} has package format {manifest['format']}, this version reads up to {FORMAT}", hint="upgrade tidemill")
+            raise Unsupported(
+                f"{folder} has package format {manifest['format']}, this version reads up to {FORMAT}", hint="upgrade tidemill"
+            )
         for name, entry in manifest["files"].items():
             file = folder / name
             if not file.is_file():

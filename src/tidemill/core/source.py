@@ -1,0 +1,113 @@
+"""Which files a source means, in which order and format."""
+
+from __future__ import annotations
+
+import glob
+import json
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from tidemill.core.engine import Source
+from tidemill.core.errors import DataError, Unsupported, nearest
+
+Format = Literal["parquet", "csv"]
+
+FORMATS: dict[str, Format] = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv"}
+COMPRESSED = (".gz", ".bz2", ".zip")
+WRITTEN = "_manifest.json"
+
+
+def source_files(source: Source) -> tuple[list[Path], Format]:
+    """The files of a source, in the order in which their rows come, and their common format.
+
+    A folder that an engine wrote has a manifest, which says the order; any other folder or glob is sorted by path. Names that
+    begin with `_` or `.` are not data.
+
+    Raises:
+        DataError: If nothing is there, a file is empty, or the format cannot be told.
+        Unsupported: If the path is an address of a database or a server.
+    """
+    if "://" in source.path:
+        raise Unsupported(f"source {source.path} must be a file, glob or folder", hint="export or download it first")
+    path = Path(source.path)
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = _in_folder(path, source)
+    else:
+        files = sorted(Path(name) for name in glob.glob(source.path, recursive=True) if _is_data(Path(Path(name).name)))  # noqa: PTH207 - absolute patterns
+        if not files:
+            raise DataError(f"source must exist, got nothing at {path}", hint=_near(path))
+    for file in files:
+        try:
+            if file.stat().st_size == 0:
+                raise DataError(f"source must hold data, {file} is empty (0 bytes)")
+            with file.open("rb"):
+                pass
+        except OSError as error:
+            raise DataError(f"source {file} must be readable: {error.strerror}") from error
+    return files, source.format or _common_format(files)
+
+
+def format_of(name: str) -> Format | None:
+    """The format that a file's name tells, compression aside."""
+    path = Path(name)
+    if path.suffix.lower() in COMPRESSED:
+        path = path.with_suffix("")
+    return FORMATS.get(path.suffix.lower())
+
+
+def zipped_name(file: Path) -> str:
+    """The one file inside a zip archive that holds data.
+
+    Raises:
+        DataError: If it is no zip archive, or holds none or several.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [info.filename for info in archive.infolist() if not info.is_dir() and not info.filename.startswith("__MACOSX")]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"source {file} must be a zip archive: {error}") from error
+    if len(names) != 1:
+        raise DataError(
+            f"source {file} must hold one file, holds {len(names)}: {', '.join(names[:5])}", hint="unpack it and name the folder"
+        )
+    return names[0]
+
+
+def _in_folder(folder: Path, source: Source) -> list[Path]:
+    manifest = folder / WRITTEN
+    if manifest.is_file():
+        return [folder / entry["name"] for entry in json.loads(manifest.read_text(encoding="utf-8"))["files"]]
+    files = [path for path in folder.rglob("*") if _is_data(path.relative_to(folder)) and path.is_file()]
+    files = sorted(path for path in files if source.format or format_of(path.name))
+    if not files:
+        raise DataError(f"source folder {folder} must hold Parquet or CSV files, holds none")
+    return files
+
+
+def _is_data(path: Path) -> bool:
+    return not any(part.startswith(("_", ".")) for part in path.parts)
+
+
+def _common_format(files: list[Path]) -> Format:
+    found: dict[Format, Path] = {}
+    for file in files:
+        form = format_of(zipped_name(file) if file.suffix.lower() == ".zip" else file.name)
+        if form is None:
+            raise DataError(
+                f"source must be one of {', '.join(FORMATS)} (or one of them with {', '.join(COMPRESSED)}), got {file.name}",
+                hint='say which: source = { path = "...", format = "csv" }',
+            )
+        found.setdefault(form, file)
+    if len(found) > 1:
+        raise DataError(f"source must hold one format, holds {' and '.join(str(file) for file in found.values())}")
+    return next(iter(found))
+
+
+def _near(path: Path) -> str | None:
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist"
+    close = nearest(path.name, [other.name for other in path.parent.iterdir()])
+    return f"did you mean {path.parent / close}?" if close else None

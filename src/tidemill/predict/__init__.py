@@ -1,0 +1,1 @@
+"""Batch prediction: files in, Parquet out, every row exactly once."""
