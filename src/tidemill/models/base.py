@@ -37,8 +37,9 @@ class Batch:
 class Matrix(Protocol):
     """Features, targets and weights in batches.
 
-    `batches` may be called many times and gives the same rows in the same order each time. The arrays belong to the
-    matrix: read them, never write. Not safe from several threads.
+    `batches` may be called many times and gives the same rows in the same order each time. `targets` gives all targets
+    and weights, shape (N,), without the features. The arrays belong to the matrix: read them, never write. Not safe from
+    several threads.
     """
 
     @property
@@ -48,6 +49,7 @@ class Matrix(Protocol):
     @property
     def num_features(self) -> int: ...
     def batches(self) -> Iterator[Batch]: ...
+    def targets(self) -> tuple[np.ndarray, np.ndarray | None]: ...
 
 
 class Fitted(Protocol):
@@ -133,12 +135,8 @@ class MemoryMatrix:
     def batches(self) -> Iterator[Batch]:
         yield self._batch
 
-
-def targets(matrix: Matrix) -> tuple[np.ndarray, np.ndarray | None]:
-    """All targets and weights of a matrix, shape (N,)."""
-    pairs = [(batch.y_N, batch.weight_N) for batch in matrix.batches()]
-    weights = [weight for _, weight in pairs if weight is not None]
-    return np.concatenate([y for y, _ in pairs]), np.concatenate(weights) if weights else None
+    def targets(self) -> tuple[np.ndarray, np.ndarray | None]:
+        return self._batch.y_N, self._batch.weight_N
 
 
 def predict(fitted: Fitted, matrix: Matrix) -> np.ndarray:

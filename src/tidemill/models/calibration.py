@@ -132,7 +132,7 @@ def calibrate(fitted: base.Fitted, valid: base.Matrix, *, task: str, num_classes
     if not valid.num_rows:
         raise DataError("model.calibrate: needs validation rows, got none", hint="raise data.split.valid")
     score_NS = np.concatenate([fitted.score(batch.x_NF) for batch in valid.batches()])
-    y_N, weight_N = base.targets(valid)
+    y_N, weight_N = valid.targets()
     if score_NS.shape[1] == 1:
         curves = [fit_curve(score_NS[:, 0], y_N == 1, weight_N)]
     else:

@@ -283,7 +283,7 @@ def _thinned(train: base.Matrix, scaling: Scaling) -> tuple[np.ndarray, np.ndarr
 def _losses(fitted: FittedLinear, valid: base.Matrix | None) -> dict[str, float]:
     if valid is None or not valid.num_rows:
         return {}
-    y_N, weight_N = base.targets(valid)
+    y_N, weight_N = valid.targets()
     metric = "rmse" if fitted.task == "regression" else "log_loss"
     task: Any = fitted.task
     return {f"valid_{metric}": evaluate(task, y_N, base.predict(fitted, valid), weight=weight_N, metrics=[metric])[metric]}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tidemill.core.errors import ConfigError, nearest
-from tidemill.models.base import Batch, Matrix, targets
+from tidemill.models.base import Batch, Matrix
 
 
 class Reweighted:
@@ -21,8 +21,15 @@ class Reweighted:
 
     def batches(self) -> Iterator[Batch]:
         for batch in self._matrix.batches():
-            weight_N = self._weight_K[batch.y_N.astype(np.int64)]
-            yield Batch(batch.x_NF, batch.y_N, weight_N if batch.weight_N is None else weight_N * batch.weight_N)
+            yield Batch(batch.x_NF, batch.y_N, self._weighted(batch.y_N, batch.weight_N))
+
+    def targets(self) -> tuple[np.ndarray, np.ndarray]:
+        y_N, weight_N = self._matrix.targets()
+        return y_N, self._weighted(y_N, weight_N)
+
+    def _weighted(self, y_N: np.ndarray, weight_N: np.ndarray | None) -> np.ndarray:
+        class_weight_N = self._weight_K[y_N.astype(np.int64)]
+        return class_weight_N if weight_N is None else np.asarray(class_weight_N * weight_N)
 
 
 def class_weights(train: Matrix, setting: Literal["balanced"] | Mapping[str, float], classes: Sequence[Any]) -> np.ndarray:
@@ -42,7 +49,7 @@ def class_weights(train: Matrix, setting: Literal["balanced"] | Mapping[str, flo
                 hint = f"did you mean {close!r}?" if close else f"classes: {', '.join(names[:12])}"
                 raise ConfigError(f"model.class_weight.{name}: must be a class of the target", hint=hint)
         return np.array([setting.get(name, 1.0) for name in names], np.float64)
-    y_N, weight_N = targets(train)
+    y_N, weight_N = train.targets()
     total_K = np.bincount(y_N.astype(np.int64), weights=weight_N, minlength=len(classes))
     present = total_K > 0
     return np.where(present, total_K.sum() / (present.sum() * np.where(present, total_K, 1.0)), 1.0)

@@ -1,0 +1,134 @@
+"""The feature matrix of one split: Parquet rows through `features.onnx`, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tidemill.core.artifact import Artifact
+from tidemill.core.errors import DataError
+from tidemill.core.graph import BulkGraph
+from tidemill.core.schema import Schema
+from tidemill.models.base import Batch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+OUTPUT = "features"
+
+
+class FeatureMatrix:
+    """A `Matrix` over a split of a data artifact.
+
+    The first pass keeps the batches where all of them fit in `cache_bytes`; later passes then cost nothing. Where they
+    do not fit, each pass reads and computes them again, and no more than a batch is in memory.
+
+    Raises:
+        DataError: If the split has no files. While iterating: if a target is null or not among the classes, or a weight
+            is null, negative or not finite.
+    """
+
+    def __init__(
+        self, data: Artifact, features: Artifact, split: str, *, threads: int = 1, cache_bytes: int = 0, batch_rows: int = 65_536
+    ) -> None:
+        import pyarrow.parquet as pq
+
+        facts = data.read_json("schema.json")
+        layout = features.read_json("features.json")
+        self.names: list[str] = list(layout["names"])
+        self.num_features = len(self.names)
+        self.files = sorted((data.path / split).glob("*.parquet"))
+        if not self.files:
+            raise DataError(f"{data.path / split} must hold Parquet files, holds none", hint="run the data stage again")
+        self.num_rows = sum(pq.read_metadata(file).num_rows for file in self.files)
+        self._schema = Schema.from_json(layout["inputs"])
+        self._target: str = facts["target"]
+        self._classes: list[Any] | None = facts["classes"]
+        self._weight: str | None = facts["weight"]
+        self._graph = BulkGraph(features.path / "features.onnx", self._schema, threads=threads)
+        self._batch_rows = batch_rows
+        self._fits = self.num_rows * self.num_features * 4 <= cache_bytes
+        self._kept: list[Batch] | None = None
+        self._targets: tuple[np.ndarray, np.ndarray | None] | None = None
+
+    def batches(self) -> Iterator[Batch]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept = []
+        for rows in self.rows():
+            batch = self._batch(rows)
+            if self._fits:
+                kept.append(batch)
+            yield batch
+        if self._fits:
+            self._kept = kept
+
+    def targets(self) -> tuple[np.ndarray, np.ndarray | None]:
+        if self._targets is None:
+            wanted = [name for name in (self._target, self._weight) if name is not None]
+            parts = [self._labels(rows) for rows in self.rows(wanted)]
+            weights = [weight_N for _, weight_N in parts if weight_N is not None]
+            self._targets = np.concatenate([y_N for y_N, _ in parts]), np.concatenate(weights) if weights else None
+        return self._targets
+
+    def rows(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Raw rows in the order of `batches`: those that the graph reads, the target and the weight, or `columns`."""
+        import pyarrow.parquet as pq
+
+        extra = [name for name in (self._target, self._weight) if name is not None and name not in self._schema]
+        wanted = columns if columns is not None else [*self._schema.names, *extra]
+        texts = [column.name for column in self._schema if column.type == "string"]
+        for file in self.files:
+            with pq.ParquetFile(file, read_dictionary=texts, memory_map=True) as parquet:
+                yield from parquet.iter_batches(self._batch_rows, columns=wanted)
+
+    def _batch(self, rows: pa.RecordBatch) -> Batch:
+        x_NF = self._graph.run(rows, [OUTPUT])[OUTPUT]
+        return Batch(x_NF, *self._labels(rows))
+
+    def _labels(self, rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray | None]:
+        y_N = class_indices(rows[self._target], self._classes, name=self._target) if self._classes else _numbers(rows, self._target)
+        if self._weight is None:
+            return y_N, None
+        weight_N = _numbers(rows, self._weight)
+        if (weight_N < 0).any():
+            raise DataError(f"weight column {self._weight!r} must be at least 0, got {weight_N.min()}", field=self._weight)
+        return y_N, weight_N
+
+
+def class_indices(values: pa.Array, classes: list[Any], *, name: str) -> np.ndarray:
+    """The place of each value in `classes`, float64.
+
+    Raises:
+        DataError: If a value is null or not among them.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    found = pc.index_in(values, value_set=pa.array(classes, values.type))
+    if found.null_count:
+        strange = values.filter(found.is_null())[0].as_py()
+        raise DataError(f"target {name!r} must be one of its {len(classes)} classes, got {strange!r}", field=name)
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.float64)
+
+
+def split_files(data: Artifact, split: str) -> list[Path]:
+    """The Parquet files of a split, in order; none where it has no rows."""
+    rows = int(data.read_json("schema.json")["rows"].get(split, 0))
+    return sorted((data.path / split).glob("*.parquet")) if rows else []
+
+
+def _numbers(rows: pa.RecordBatch, name: str) -> np.ndarray:
+    import pyarrow as pa
+
+    values = rows[name]
+    numbers = np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    if values.null_count or not np.isfinite(numbers).all():
+        raise DataError(f"column {name!r} must be finite numbers without null", field=name, hint="drop those rows in prepare")
+    return numbers

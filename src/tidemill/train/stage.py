@@ -1,0 +1,161 @@
+"""The train stage: the project's model and the linear baseline, each as a graph and in its library's own form."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tidemill.core.artifact import Artifact, write_json
+from tidemill.core.events import Events
+from tidemill.core.metrics import default_metric, evaluate
+from tidemill.core.project import Project, to_plain
+from tidemill.models import base, native
+from tidemill.models.base import Fitted, Matrix
+from tidemill.models.calibration import Calibrated
+from tidemill.models.linear import Linear, LinearParams
+from tidemill.train.matrix import FeatureMatrix
+from tidemill.train.workload import Problem, Workload, prepare_model
+
+# Progress is told at most this often, so that telling costs nothing beside a round.
+_TELL_S = 0.2
+
+
+def run(
+    project: Project, data: Artifact, features: Artifact, out: Path, *, tuned: Mapping[str, Any] | None = None, events: Events
+) -> dict[str, Any]:
+    """Fill `out` with the fitted model, the baseline and what was measured on train and valid.
+
+    Writes `model.onnx`, `native/`, `baseline/`, `train.json`, `history.jsonl`, `valid_predictions.parquet`.
+
+    Args:
+        tuned: Parameters that tuning found, such as {"model.max_depth": 6}; they go over the project's.
+    """
+    workload = Workload.of(project, data, features)
+    model, params = prepare_model(project, tuned)
+    history: list[dict[str, float]] = []
+    start = time.perf_counter()
+    plain = workload.fit(model, params, _recorder(history, events))
+    seconds = time.perf_counter() - start
+    fitted = workload.calibrated(plain, project.model)
+    baseline = workload.fit(Linear(), LinearParams())
+    events.emit(
+        "train.fitted", f"{project.model.kind} in {seconds:.1f} s", seconds=seconds, rounds=len(history), best_round=fitted.best_round
+    )
+
+    _save(fitted, out, kind=project.model.kind)
+    _save(baseline, out / "baseline", kind="linear")
+    with (out / "history.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in history)
+    valid_p = base.predict(fitted, workload.valid) if workload.valid is not None else None
+    metrics = _metrics(workload, fitted, valid_p)
+    baseline_metrics = _metrics(workload, baseline)
+    prior = trivial(workload)
+    report = {
+        "kind": project.model.kind,
+        "task": workload.problem.task,
+        "config": {**to_plain(params), "calibrate": project.model.calibrate, "class_weight": to_plain(project.model.class_weight)},
+        "tuned": dict(tuned or {}),
+        "rounds": len(history),
+        "best_round": fitted.best_round,
+        "metrics": metrics,
+        "baseline": {"kind": "linear", "metrics": baseline_metrics, "importance": baseline.importance()},
+        "trivial": {"prediction": prior, "metrics": {"valid": _trivial_metrics(workload, prior)}},
+        "importance": fitted.importance(),
+        "calibration": fitted.curve.to_json() if isinstance(fitted, Calibrated) else None,
+    }
+    write_json(out / "train.json", report)
+    if valid_p is not None and isinstance(workload.valid, FeatureMatrix):
+        _write_predictions(out / "valid_predictions.parquet", workload.problem, workload.valid, valid_p)
+    metric = default_metric(workload.problem.task)
+    return {
+        "kind": project.model.kind,
+        "rounds": len(history),
+        "best_round": fitted.best_round,
+        "metric": metric,
+        "valid": metrics["valid"].get(metric),
+        "baseline": baseline_metrics["valid"].get(metric),
+        "rows": {"train": workload.train.num_rows, "valid": workload.valid.num_rows if workload.valid is not None else 0},
+        "features": workload.train.num_features,
+        "fit_s": round(seconds, 3),
+    }
+
+
+def trivial(workload: Workload) -> list[float]:
+    """What a model that looks at nothing answers: the training share of each class, or the mean target."""
+    y_N, weight_N = workload.train.targets()
+    if workload.problem.num_classes is None:
+        return [float(np.average(y_N, weights=weight_N))]
+    total_K = np.bincount(y_N.astype(np.int64), weights=weight_N, minlength=workload.problem.num_classes)
+    return [float(share) for share in total_K / total_K.sum()]
+
+
+def _recorder(history: list[dict[str, float]], events: Events) -> base.OnRound:
+    told = [0.0]
+
+    def on_round(number: int, losses: Mapping[str, float]) -> bool:
+        history.append({"round": number, **losses})
+        now = time.perf_counter()
+        if now - told[0] >= _TELL_S:
+            told[0] = now
+            events.emit("train.round", f"round {number}", level="progress", round=number, **losses)
+        return False
+
+    return on_round
+
+
+def _save(fitted: Fitted, folder: Path, *, kind: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(fitted.to_onnx().SerializeToString(deterministic=True))
+    native.save(fitted, folder / "native", kind=kind)
+
+
+def _metrics(workload: Workload, fitted: Fitted, valid_p: np.ndarray | None = None) -> dict[str, dict[str, float | None]]:
+    def on(matrix: Matrix | None, p: np.ndarray | None = None) -> dict[str, float | None]:
+        if matrix is None:
+            return {}
+        y_N, weight_N = matrix.targets()
+        return _judged(workload.problem, y_N, base.predict(fitted, matrix) if p is None else p, weight_N)
+
+    return {"train": on(workload.train), "valid": on(workload.valid, valid_p)}
+
+
+def _trivial_metrics(workload: Workload, prior: list[float]) -> dict[str, float | None]:
+    if workload.valid is None:
+        return {}
+    y_N, weight_N = workload.valid.targets()
+    p = np.full(len(y_N), prior[0]) if workload.problem.num_classes is None else np.tile(prior, (len(y_N), 1))
+    return _judged(workload.problem, y_N, p, weight_N)
+
+
+def _judged(problem: Problem, y_N: np.ndarray, p: np.ndarray, weight_N: np.ndarray | None) -> dict[str, float | None]:
+    """Every metric of the task; None where the rows leave it undefined, since JSON has no NaN."""
+    values = evaluate(problem.task, y_N, p, weight=weight_N)
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _write_predictions(path: Path, problem: Problem, valid: FeatureMatrix, p: np.ndarray) -> None:
+    """Keys, `target` (class index or value), `weight`, and `probability` (of class 1), `probability_<k>` or `prediction`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    y_N, weight_N = valid.targets()
+    columns: dict[str, Any] = {}
+    if problem.keys:
+        keys = pa.Table.from_batches(valid.rows(problem.keys))
+        columns = {name: keys[name] for name in problem.keys}
+    columns["target"] = y_N
+    if weight_N is not None:
+        columns["weight"] = weight_N
+    if problem.task == "binary":
+        columns["probability"] = p[:, 1]
+    elif p.ndim == 2:
+        columns |= {f"probability_{k}": p[:, k] for k in range(p.shape[1])}
+    else:
+        columns["prediction"] = p
+    pq.write_table(pa.table(columns), path)

@@ -1,0 +1,119 @@
+"""What a fit works on: the problem, its matrices and its means. Made once, shared by every fit of a search."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tidemill.core.artifact import Artifact
+from tidemill.core.engine import memory_bytes
+from tidemill.core.errors import Unsupported
+from tidemill.core.project import Project
+from tidemill.models.base import Fitted, Matrix, Model, OnRound
+from tidemill.models.calibration import calibrate
+from tidemill.models.config import ModelConfig
+from tidemill.models.weights import Reweighted, class_weights
+from tidemill.train.matrix import FeatureMatrix, split_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is predicted."""
+
+    task: Any
+    target: str
+    classes: list[Any] | None
+    keys: list[str]
+
+    @property
+    def num_classes(self) -> int | None:
+        return len(self.classes) if self.classes else None
+
+    @classmethod
+    def of(cls, data: Artifact) -> Problem:
+        facts = data.read_json("schema.json")
+        return cls(task=facts["task"], target=facts["target"], classes=facts["classes"], keys=list(facts["keys"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The rows of a project's training and validation splits, and with what to fit them."""
+
+    problem: Problem
+    train: Matrix
+    valid: Matrix | None
+    weighted_train: Matrix
+    """`train` with class weights, where the project sets them; what a model is fitted on."""
+    weighted_valid: Matrix | None
+    seed: int
+    threads: int
+
+    @classmethod
+    def of(cls, project: Project, data: Artifact, features: Artifact) -> Workload:
+        """The workload of a project's finished data and features stages.
+
+        Raises:
+            Unsupported: If the project sets class weights for a task without classes.
+        """
+        problem = Problem.of(data)
+        config: ModelConfig = project.model
+        if config.class_weight is not None and problem.classes is None:
+            raise Unsupported(f"model.class_weight: needs a binary or multiclass task, got {problem.task}", hint="use data.weight")
+        threads = project.engine.threads or os.cpu_count() or 1
+        cache_bytes = int(memory_bytes(project.engine.memory) * project.train.cache_share)
+        splits: dict[str, Matrix | None] = {"train": None, "valid": None}
+        for split, share in (("train", 0.8), ("valid", 0.2)):
+            if split == "train" or split_files(data, split):
+                splits[split] = FeatureMatrix(
+                    data, features, split, threads=threads, cache_bytes=int(cache_bytes * share), batch_rows=project.train.batch_rows
+                )
+        train, valid = splits["train"], splits["valid"]
+        if train is None:  # for the type checker: the loop always makes it
+            raise Unsupported("training needs a train split")
+        weighted: list[Matrix | None] = [train, valid]
+        if config.class_weight is not None:
+            weight_K = class_weights(train, config.class_weight, problem.classes or [])
+            weighted = [None if matrix is None else Reweighted(matrix, weight_K) for matrix in weighted]
+        return cls(
+            problem=problem,
+            train=train,
+            valid=valid,
+            weighted_train=weighted[0] or train,
+            weighted_valid=weighted[1],
+            seed=project.seed,
+            threads=threads,
+        )
+
+    def fit(self, model: Model, params: Any, on_round: OnRound | None = None) -> Fitted:
+        """The model fitted on the weighted rows, without calibration."""
+        return model.fit(
+            self.weighted_train,
+            self.weighted_valid,
+            task=self.problem.task,
+            num_classes=self.problem.num_classes,
+            params=params,
+            seed=self.seed,
+            threads=self.threads,
+            on_round=on_round,
+        )
+
+    def calibrated(self, fitted: Fitted, config: ModelConfig) -> Fitted:
+        """The model calibrated on the validation rows as they are, where the project asks for it."""
+        if config.calibrate is None:
+            return fitted
+        if self.valid is None:
+            raise Unsupported("model.calibrate: needs validation rows", hint="raise data.split.valid")
+        return calibrate(fitted, self.valid, task=self.problem.task, num_classes=self.problem.num_classes)
+
+
+def prepare_model(project: Project, tuned: Mapping[str, Any] | None = None) -> tuple[Model, Any]:
+    """The project's model and its checked parameters, with what tuning found (`model.<name>` to value) over them."""
+    config: ModelConfig = project.model
+    folder = str(project.folder.resolve())
+    if ":" in config.kind and folder not in sys.path:
+        sys.path.insert(0, folder)
+    overrides = {path.removeprefix("model."): value for path, value in (tuned or {}).items()}
+    return config.model(), config.parameters(overrides)
