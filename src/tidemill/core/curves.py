@@ -74,7 +74,8 @@ def _thinned(x: Floats, y: Floats, points: int) -> Array:
     if len(index) <= points:
         return index
     length = np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(x[index]), np.diff(y[index])))])
-    return index[np.unique(np.searchsorted(length, np.linspace(0, length[-1], points)).clip(0, len(index) - 1))]
+    kept: Array = index[np.unique(np.searchsorted(length, np.linspace(0, length[-1], points)).clip(0, len(index) - 1))]
+    return kept
 
 
 def calibration_bins(
@@ -88,7 +89,7 @@ def calibration_bins(
     y, p, weight_N = checked(task, y, p, weight)
     claimed, came = (p, y) if task == "regression" else scoring.confidence(y, p)
     if by == "mass":
-        inner = np.unique(np.quantile(claimed, np.linspace(0, 1, bins + 1)[1:-1], method="higher"))
+        inner = np.unique(np.quantile(claimed, np.linspace(0, 1, bins + 1)[1:-1], method="inverted_cdf"))
     else:
         low, high = (claimed.min(), claimed.max()) if task == "regression" else (0.0, 1.0)
         inner = np.linspace(low, high, bins + 1)[1:-1]
@@ -209,12 +210,11 @@ def _groups(values: Array, bins: int) -> list[tuple[str, Array]]:
     if known.dtype.kind == "O":
         known = known.astype(str)
     distinct, code = np.unique(known, return_inverse=True)
-    labels = [_label(value) for value in distinct]
+    labels = [f"{value:.6g}" if known.dtype.kind == "f" else str(value) for value in distinct]
     if known.dtype.kind in "iufM" and len(distinct) > _FEW:
-        position = np.unique(np.quantile(code, np.linspace(0, 1, bins + 1), method="higher").astype(np.int64))
-        code = np.searchsorted(position[1:-1], code, side="left")
-        starts = [int(position[0]), *(position[1:-1] + 1).tolist()]
-        labels = [f"{_label(distinct[a])} to {_label(distinct[b])}" for a, b in zip(starts, position[1:], strict=True)]
+        last = np.unique(np.quantile(code, np.arange(1, bins + 1) / bins, method="inverted_cdf").astype(np.int64))
+        code = np.searchsorted(last, code, side="left")
+        labels = [labels[a] if a == b else f"{labels[a]} to {labels[b]}" for a, b in zip([0, *(last[:-1] + 1)], last, strict=True)]
     order = np.argsort(code, kind="stable")
     cuts = np.searchsorted(code[order], np.arange(len(labels) + 1))
     groups = [(label, rows[order[a:b]]) for label, a, b in zip(labels, cuts[:-1], cuts[1:], strict=True)]
@@ -229,9 +229,3 @@ def _is_null(values: Array) -> Array:
     if values.dtype.kind == "O":
         return np.fromiter((v is None or v != v or v == NULL_STRING for v in values), dtype=bool, count=len(values))
     return np.asarray(values == NULL_STRING) if values.dtype.kind == "U" else np.zeros(len(values), dtype=bool)
-
-
-def _label(value: Any) -> str:
-    if isinstance(value, np.floating):
-        return f"{float(value):.6g}"
-    return str(value)
