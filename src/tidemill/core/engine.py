@@ -210,7 +210,7 @@ def row_hash(batch: pa.RecordBatch, columns: Sequence[str], *, salt: str = "") -
     text = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\x1f")
     md5 = hashlib.md5
     digests = b"".join([md5(value, usedforsecurity=False).digest() for value in text.cast(pa.binary()).to_pylist()])
-    return cast("np.ndarray", np.frombuffer(digests, dtype=">u8")[1::2].astype(np.uint64))
+    return np.frombuffer(digests, dtype=">u8")[1::2].astype(np.uint64)
 
 
 def _canonical_text(column: pa.Array) -> pa.Array:

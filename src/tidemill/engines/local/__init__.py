@@ -1,0 +1,1 @@
+"""DuckDB and Arrow on this machine: the complete engine."""

@@ -1,0 +1,175 @@
+"""The embedded engine: DuckDB reads, joins and sorts within the project's memory; Arrow batches carry the rest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import duckdb
+import narwhals as nw
+import numpy as np
+import pyarrow as pa
+
+from tidemill.core.engine import BatchFn, EngineConfig, Mergeable, Partitioning, Rows, Source, Target, Written, memory_bytes, row_hash
+from tidemill.core.errors import DataError
+from tidemill.engines.local.rows import MappedRows, QueryRows, ordered_map, translated, width_rows
+from tidemill.engines.local.scan import scan_query
+from tidemill.engines.local.sql import literal, quoted
+from tidemill.engines.local.write import write_folder
+
+S = TypeVar("S")
+LocalRows = QueryRows | MappedRows
+
+# DuckDB counts its own buffers only; batches, Parquet pages and sketches live beside them.
+DUCKDB_SHARE = 0.6
+PREFIX, SUFFIX = "tidemill-", "-scratch"
+
+
+class LocalEngine:
+    """The data engine on this machine. See `core.engine.DataEngine` for what its verbs promise.
+
+    Args:
+        config: Memory and threads.
+        scratch: Folder under which to spill; the system's temporary folder when absent.
+    """
+
+    def __init__(self, config: EngineConfig | None = None, *, scratch: Path | None = None) -> None:
+        config = config or EngineConfig()
+        self.threads = config.threads or len(os.sched_getaffinity(0))
+        self.scratch = _scratch_folder(scratch)
+        self._finalizer = weakref.finalize(self, _remove, self.scratch, _lock(self.scratch), os.getpid())
+        self._spooled = 0
+        self._connection = duckdb.connect(
+            ":memory:",
+            config={
+                "memory_limit": f"{int(memory_bytes(config.memory) * DUCKDB_SHARE)}B",
+                "threads": self.threads,
+                "temp_directory": str(self.scratch / "spill"),
+                "preserve_insertion_order": True,
+                "autoinstall_known_extensions": False,
+            },
+        )
+        self._connection.execute("SET GLOBAL TimeZone = 'UTC'")
+
+    def scan(self, source: Source, columns: Sequence[str] | None = None) -> LocalRows:
+        return self._query(scan_query(self._connection, source, columns, scratch=self.scratch))
+
+    def map_batches(self, rows: Rows, fn: BatchFn, schema: pa.Schema) -> LocalRows:
+        return MappedRows(_local(rows), fn, schema, self.threads)
+
+    def exchange(self, rows: Rows, by: Partitioning) -> LocalRows:
+        known = rows.schema.names
+        missing = [key for key in by.keys if key not in known]
+        if missing:
+            raise DataError(f"exchange needs the column {missing[0]!r}, the rows have {', '.join(known)}", field=missing[0])
+        if by.kind == "sort":
+            order = ", ".join(f"{quoted(key)} ASC NULLS LAST" for key in by.keys)
+            return QueryRows(self._relation(rows).order(order), self._connection)
+        partition = pa.field("__part", pa.int64(), nullable=False)
+
+        def with_part(batch: pa.RecordBatch) -> pa.RecordBatch:
+            parts = (row_hash(batch, by.keys) % np.uint64(by.parts)).astype(np.int64)
+            return batch.append_column(partition, pa.array(parts))
+
+        path = self._spool(MappedRows(_local(rows), with_part, rows.schema.append(partition), self.threads))
+        columns = ", ".join(quoted(name) for name in known)
+        numbered = f"(SELECT *, file_row_number FROM read_parquet({path}, file_row_number = true))"
+        return self._query(f"SELECT {columns} FROM {numbered} ORDER BY __part, file_row_number")
+
+    def reduce(self, rows: Rows, agg: Mergeable[S]) -> S:
+        def partial(batch: pa.RecordBatch) -> S:
+            return agg.update(agg.init(), batch)
+
+        state = agg.init()
+        for part in ordered_map(partial, rows.batches(width_rows(rows.schema)), self.threads):
+            state = agg.merge(state, part)
+        return state
+
+    def write(self, rows: Rows, target: Target) -> Written:
+        return write_folder(rows, target)
+
+    def frame(self, rows: Rows) -> nw.LazyFrame[Any]:
+        return nw.from_native(self._relation(rows))
+
+    def rows(self, frame: Any) -> LocalRows:
+        try:
+            native = nw.to_native(nw.from_native(frame))
+        except TypeError:
+            raise DataError(f"must be a Narwhals lazy frame, got {type(frame).__name__}") from None
+        if isinstance(native, duckdb.DuckDBPyRelation):
+            return QueryRows(native, self._connection)
+        wrapped = nw.from_native(native)
+        eager = wrapped.collect("pyarrow") if isinstance(wrapped, nw.LazyFrame) else wrapped
+        return QueryRows(self._connection.from_arrow(eager.to_arrow()), self._connection)
+
+    def close(self) -> None:
+        self._connection.close()
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _query(self, sql: str) -> QueryRows:
+        with translated():
+            return QueryRows(self._connection.sql(sql), self._connection)
+
+    def _relation(self, rows: Rows) -> duckdb.DuckDBPyRelation:
+        rows = _local(rows)
+        return rows.relation if isinstance(rows, QueryRows) else self._connection.sql(f"FROM read_parquet({self._spool(rows)})")
+
+    def _spool(self, rows: LocalRows) -> str:
+        """Rows that Python made, as one Parquet file in the scratch folder: its path as SQL."""
+        self._spooled += 1
+        folder = self.scratch / f"spool-{self._spooled}"
+        written = write_folder(rows, Target(path=folder), groups_per_file=2**31)
+        return literal(str(folder / written.files[0]))
+
+
+def _local(rows: Rows) -> LocalRows:
+    if not isinstance(rows, (QueryRows, MappedRows)):
+        raise DataError(f"rows must come from this engine, got {type(rows).__name__}")
+    return rows
+
+
+def _scratch_folder(parent: Path | None) -> Path:
+    """A new folder under `parent`, locked by this process; what killed processes left in the system's is removed."""
+    if parent is None:
+        for leftover in Path(tempfile.gettempdir()).glob(f"{PREFIX}*{SUFFIX}"):
+            _remove_dead(leftover)
+    else:
+        parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=parent))
+
+
+def _lock(folder: Path) -> int:
+    """A descriptor that holds `folder` until this process ends, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _remove_dead(folder: Path) -> None:
+    try:
+        if time.time() - folder.stat().st_mtime < 60:  # its owner may not hold it yet
+            return
+        os.close(_lock(folder))
+    except OSError:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove(folder: Path, descriptor: int, owner: int) -> None:
+    if os.getpid() != owner:  # a forked child does not own it
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(descriptor)

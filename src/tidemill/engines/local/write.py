@@ -1,0 +1,75 @@
+"""Rows as a folder of Parquet files with a manifest: all of it or nothing, the same bytes every time."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tidemill.core.artifact import PARTIAL, replace_folder, sync, write_json
+from tidemill.core.engine import Rows, Target, Written
+from tidemill.core.errors import Unavailable
+from tidemill.core.source import WRITTEN
+from tidemill.engines.local.rows import width_rows
+
+GROUPS_PER_FILE = 64
+
+
+def write_folder(rows: Rows, target: Target, *, groups_per_file: int = GROUPS_PER_FILE) -> Written:
+    """Write `rows` in order to `target.path`, which appears, or changes, only when all of it is on the disk.
+
+    Raises:
+        Unavailable: If the disk is full.
+    """
+    final = target.path
+    partial = final.parent / f"{PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        with _room_for(final):
+            partial.mkdir(parents=True)
+            files = _write_files(rows, target, partial, groups_per_file)
+            total = sum(entry["rows"] for entry in files)
+            write_json(partial / WRITTEN, {"format": 1, "rows": total, "files": files})
+            sync(partial)
+            replace_folder(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Written(files=tuple(entry["name"] for entry in files), rows=total)
+
+
+def _write_files(rows: Rows, target: Target, folder: Path, groups_per_file: int) -> list[dict[str, Any]]:
+    group_rows = min(target.rows_per_group, 2 * width_rows(rows.schema))
+    groups = rows.batches(group_rows)
+    files: list[dict[str, Any]] = []
+    ended = False
+    while not ended:
+        name = f"part-{len(files):05d}.parquet"
+        sizes: list[int] = []
+        with pq.ParquetWriter(folder / name, rows.schema, compression="zstd", compression_level=1) as writer:
+            while len(sizes) < groups_per_file:
+                batch = next(groups, None)
+                if batch is None:
+                    ended = True
+                    break
+                writer.write_batch(batch, row_group_size=batch.num_rows)
+                sizes.append(batch.num_rows)
+        if sizes or not files:
+            files.append({"name": name, "rows": sum(sizes), "row_groups": sizes, "bytes": (folder / name).stat().st_size})
+        else:
+            (folder / name).unlink()
+    return files
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "no space left" in str(error).lower():
+            raise Unavailable(f"the disk must have room for {path}: no space left", hint="free some space and run again") from error
+        raise
