@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_DONE
     except OSError as error:
         return _fail(options, f"{error.filename or 'input/output'}: {error.strerror or error}", kind="OSError", code=EXIT_FAILED)
-    except Exception as error:  # the process edge: whatever was not foreseen is recorded and said in one line
+    except Exception as error:  # noqa: BLE001 - the process edge: whatever was not foreseen is recorded and said in one line
         log = _record_crash(options, error)
         return _fail(
             options,

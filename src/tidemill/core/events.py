@@ -12,6 +12,11 @@ from typing import Any, Literal
 Level = Literal["progress", "info", "warning", "error"]
 
 
+def now() -> str:
+    """The present in ISO 8601, UTC, milliseconds."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """One thing that happened. `kind` is dotted (`stage.started`, `tune.trial`); `fields` is JSON-able."""
@@ -20,7 +25,7 @@ class Event:
     message: str = ""
     level: Level = "info"
     fields: dict[str, Any] = field(default_factory=dict)
-    at: str = field(default_factory=lambda: now())
+    at: str = field(default_factory=now)
 
 
 Listener = Callable[[Event], None]
@@ -55,8 +60,3 @@ def to_file(path: Path) -> Listener:
             file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
 
     return write
-
-
-def now() -> str:
-    """The present in ISO 8601, UTC, milliseconds."""
-    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

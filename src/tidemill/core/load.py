@@ -39,6 +39,12 @@ TABLE: dict[str, dict[str, str]] = {
         "vocabulary": "tidemill.features.vocabulary:Vocabulary",
         "date_parts": "tidemill.features.date_parts:DateParts",
     },
+    # A package's declared preprocessing: from row inputs to the graph's.
+    "preprocess": {"text": "tidemill.packaging.text:Tokenize"},
+    # The independent path of the parity gate: operators in NumPy, the model in its own library.
+    "reference": {"features": "tidemill.features.reference:features", "model": "tidemill.models.native:load"},
+    # From a model of a library to a graph, for models that were not fitted here.
+    "exporter": {"xgboost": "tidemill.models.xgboost:FittedTrees"},
     "mirror": {"mlflow": "tidemill.rollout.mlflow:MLflowMirror"},
 }
 

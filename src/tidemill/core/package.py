@@ -1,12 +1,16 @@
 """The package: a folder that answers for a model the same everywhere. Nothing in it executes on load.
 
-`Package.open` reads one and checks every byte, `write` makes one whole or not at all, `Predictor` answers for it.
+`Package.open` reads one and checks every byte, `write` makes one whole or not at all, `Predictor` answers for it,
+`add_evidence` enters a measurement into a finished one.
 The format is specified in docs/package-format.md.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "tidemill.json"
+
+# Rows that go through a graph with declared preprocessing at once.
+PREPROCESSED_ROWS = 32
 
 # What decides how a package answers, and so its identity.
 _IDENTITY_FILES = ("features.onnx", "model.onnx", "full.onnx", "tokenizer.json", "image.json")
@@ -120,8 +127,10 @@ class Package:
         return dict(self._read("baseline.json", {}))
 
     def evidence(self) -> dict[str, Any]:
-        """Measurements by name."""
-        return {Path(name).stem: self._read(name, {}) for name in self.manifest["files"] if name.startswith("evidence/")}
+        """Measurements by name, the newest: they may be added to a package that is in use."""
+        files = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        found = {_evidence_name(file): self.path / file for file in files if file.startswith("evidence/")}
+        return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in found.items()}
 
     def _read(self, name: str, default: Any) -> Any:
         return json.loads((self.path / name).read_text(encoding="utf-8")) if name in self.manifest["files"] else default
@@ -141,8 +150,8 @@ class Predictor:
     def __init__(self, package: Package, *, threads: int = 1) -> None:
         self.package = package
         self._threads = threads
-        preprocess = package.manifest["signature"].get("preprocess")
-        self._preprocess = load("preprocess", preprocess)(package.path) if preprocess else None
+        preprocess, config = (package.manifest["signature"].get(key) for key in ("preprocess", "preprocess_config"))
+        self._preprocess = load("preprocess", preprocess)(package.path, **(config or {})) if preprocess else None
         self._graph = Graph(package.graph_file, package.schema, threads=threads)
         self.signature: RowSignature = self._graph.signature
         self._bulk: BulkGraph | None = None
@@ -151,7 +160,9 @@ class Predictor:
 
     def run(self, inputs: Arrays) -> Answers:
         """Answers for inputs as `signature` makes them."""
-        return self._answers(self._graph.run(self._preprocess(inputs) if self._preprocess else inputs, self._output))
+        if self._preprocess is None:
+            return self._answers(self._graph.run(inputs, self._output))
+        return self._answers(self._preprocessed(inputs))
 
     def records(self, records: Sequence[Mapping[str, Any]]) -> Answers:
         return self.run(self.signature.from_records(records))
@@ -163,6 +174,23 @@ class Predictor:
         if self._bulk is None:
             self._bulk = BulkGraph(self.package.graph_file, self.package.schema, threads=self._threads)
         return self._answers(self._bulk.run(batch, self._output))
+
+    def _preprocessed(self, inputs: Arrays) -> Arrays:
+        """The graph's output for raw inputs, a few rows at a time: attention takes memory with the square of the longest text."""
+        size_N = self._preprocess.sizes(inputs)
+        if len(size_N) <= PREPROCESSED_ROWS:
+            return self._graph.run(self._preprocess(inputs), self._output)
+        # Texts of like length together, so that little is computed for padding.
+        order = np.argsort(size_N, kind="stable")
+        groups = [order[start : start + PREPROCESSED_ROWS] for start in range(0, len(order), PREPROCESSED_ROWS)]
+        parts = [
+            self._graph.run(self._preprocess({name: array[rows] for name, array in inputs.items()}), self._output)[self._output[0]]
+            for rows in groups
+        ]
+        values = np.concatenate(parts)
+        back = np.empty_like(values)
+        back[order] = values
+        return {self._output[0]: back}
 
     def _answers(self, results: Arrays) -> Answers:
         values = results[self._output[0]]
@@ -256,3 +284,42 @@ def seal(
         "created": now(),
     }
     write_json(folder / MANIFEST, {**manifest, "checksum": hash_json(manifest)})
+
+
+def add_evidence(package: Package, name: str, document: Mapping[str, Any]) -> Package:
+    """The package with the measurement `name` added, or replaced by this one; its identity stays.
+
+    Readers see the old measurement or the new one, whole, whenever they look and wherever this is cut off. Several
+    processes may add to the same folder at once.
+
+    Raises:
+        DataError: If the package on disk is not whole.
+        OSError: If its folder cannot be written.
+    """
+    folder = os.open(package.path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        current = Package.open(package.path, version=package.version)
+        entries = dict(current.manifest["files"])
+        older = [file for file in entries if file.startswith("evidence/") and _evidence_name(file) == name]
+        content = json.dumps(document, indent=1, ensure_ascii=False, default=float) + "\n"
+        # A name of its own: the manifest's switch from one file to the other is then a single step.
+        file = f"evidence/{name}.{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
+        (package.path / "evidence").mkdir(exist_ok=True)
+        (package.path / file).write_text(content, encoding="utf-8")
+        for old in older:
+            del entries[old]
+        entries[file] = {"sha256": hash_file(package.path / file), "bytes": (package.path / file).stat().st_size}
+        manifest = {**current.manifest, "files": dict(sorted(entries.items()))}
+        sync(package.path / "evidence")
+        write_json(package.path / MANIFEST, {**manifest, "checksum": hash_json(manifest)})
+        for old in older:
+            if old != file:
+                (package.path / old).unlink(missing_ok=True)
+        return Package(package.path, manifest, package.version)
+    finally:
+        os.close(folder)
+
+
+def _evidence_name(file: str) -> str:
+    return file.removeprefix("evidence/").partition(".")[0]

@@ -229,7 +229,7 @@ def _name(hint: Any) -> str:
     if hint in plain:
         return plain[hint]
     origin = get_origin(hint)
-    return {dict: "a table", list: "a list", tuple: "a list"}.get(origin, getattr(hint, "__name__", str(hint)))  # type: ignore[arg-type]
+    return {dict: "a table", list: "a list", tuple: "a list"}.get(origin, getattr(hint, "__name__", str(hint)))
 
 
 def _unknown(path: str, known: Iterable[str], where: str) -> str:

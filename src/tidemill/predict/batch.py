@@ -108,11 +108,10 @@ class _Progress:
         """What an earlier run with the same key left, else a fresh folder."""
         try:
             state = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-            whole = state["key"] == key and all((folder / part["file"]).stat().st_size == part["bytes"] for part in state["parts"])
+            if state["key"] == key and all((folder / part["file"]).stat().st_size == part["bytes"] for part in state["parts"]):
+                return cls(folder, key, state["parts"])
         except (OSError, ValueError, KeyError):
-            whole = False
-        if whole:
-            return cls(folder, key, state["parts"])
+            pass
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         return cls(folder, key, [])
