@@ -6,10 +6,16 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 import venv
 from pathlib import Path
 
 import pytest
+
+from tidemill.core.package import Predictor
+from tidemill.testing.packages import EXAMPLE, tiny_package
 
 ROOT = Path(__file__).parents[2]
 MAX_PACKAGES = 15
@@ -96,3 +102,34 @@ def test_its_modules_import_there(server_python: Path) -> None:
         for path in (ROOT / "src" / "tidemill" / folder).rglob("*.py")
     )
     run(server_python, f"import importlib\nfor name in {names!r}: importlib.import_module(name)")
+
+
+@pytest.mark.server
+def test_it_serves_a_package(server_python: Path, tmp_path: Path, free_port: int) -> None:
+    package = tiny_package(tmp_path / "tiny")
+    expected = Predictor(package).records([EXAMPLE])
+    command = [server_python.with_name("tidemill"), "serve", package.path, "--port", str(free_port)]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        answer = ask(free_port, "/predict", EXAMPLE, server)
+    except TimeoutError:
+        pytest.fail((tmp_path / "log").read_text())
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+    assert answer["prediction"] == expected.prediction[0].item()
+
+
+def ask(port: int, path: str, record: dict[str, object], server: subprocess.Popen[bytes]) -> dict[str, object]:
+    """The answer, as soon as the server gives one."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(record).encode(), {"Content-Type": "application/json"})
+    for _ in range(300):
+        if server.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return dict(json.loads(response.read()))
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    raise TimeoutError
