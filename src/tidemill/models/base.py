@@ -29,9 +29,9 @@ class Batch:
     A classification target is the index of its class.
     """
 
-    x_NF: np.ndarray  # noqa: N815 - shape legend
-    y_N: np.ndarray  # noqa: N815
-    weight_N: np.ndarray | None = None  # noqa: N815
+    x_NF: np.ndarray
+    y_N: np.ndarray
+    weight_N: np.ndarray | None = None
 
 
 class Matrix(Protocol):

@@ -1,7 +1,7 @@
 """Gradient-boosted trees by XGBoost, written as an ONNX tree ensemble.
 
-Missing values go where the trees learned to send them, natively and in the graph. An infinity counts as a number of
-magnitude 1e38, beyond every threshold, since XGBoost takes none.
+Missing values go where the trees learned to send them, natively and in the graph. XGBoost takes no infinity: in training
+one counts as 1e38, in prediction as the largest float, which is beyond every threshold, as infinity is in the graph.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ OBJECTIVES = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regr
 LOSSES = {"binary": "logloss", "multiclass": "mlogloss", "regression": "rmse"}
 NAMES = {"logloss": "log_loss", "mlogloss": "log_loss", "rmse": "rmse"}
 
-# Thresholds stay below it; leaves room for the sums that XGBoost makes of a column's largest value.
-LARGEST = np.float32(1e38)
+# XGBoost's last threshold of a column is about twice its largest value, which has to stay a float32.
+LARGEST_TRAINED = np.float32(1e38)
+LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +226,7 @@ class FittedTrees:
     def _run(self, x_NF: np.ndarray, kind: str) -> np.ndarray:
         if not len(x_NF):
             return np.empty((0, self.num_classes or 0) if self.task == "multiclass" else 0)
-        return np.asarray(self.booster.inplace_predict(_finite(x_NF), predict_type=kind), np.float64)
+        return np.asarray(self.booster.inplace_predict(_within(x_NF, LARGEST), predict_type=kind), np.float64)
 
 
 class _Quantised:
@@ -258,7 +259,7 @@ class _Quantised:
                 batch = next(self.batches, None)
                 if batch is None:
                     return False
-                input_data(data=_finite(batch.x_NF), label=batch.y_N, weight=batch.weight_N)
+                input_data(data=_within(batch.x_NF, LARGEST_TRAINED), label=batch.y_N, weight=batch.weight_N)
                 return True
 
             def reset(self) -> None:
@@ -297,8 +298,8 @@ def _base_scores(learner: Mapping[str, Any], task: str, targets: int) -> list[fl
     return [float(value) for value in base_N]
 
 
-def _finite(x_NF: np.ndarray) -> np.ndarray:
-    """The same array where no value is beyond `LARGEST`; a clipped copy otherwise. NaN stays."""
-    if not x_NF.size or (np.fmax.reduce(x_NF, axis=None) <= LARGEST and np.fmin.reduce(x_NF, axis=None) >= -LARGEST):
+def _within(x_NF: np.ndarray, largest: np.float32) -> np.ndarray:
+    """The same array where no value is of greater magnitude than `largest`; a clipped copy otherwise. NaN stays."""
+    if not x_NF.size or (np.fmax.reduce(x_NF, axis=None) <= largest and np.fmin.reduce(x_NF, axis=None) >= -largest):
         return x_NF
-    return np.asarray(np.clip(x_NF, -LARGEST, LARGEST))
+    return np.asarray(np.clip(x_NF, -largest, largest))
