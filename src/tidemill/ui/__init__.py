@@ -1,0 +1,1 @@
+"""Pages and terminal output: what people see of a run."""

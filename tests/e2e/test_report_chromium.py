@@ -1,0 +1,89 @@
+"""The pages as a browser reads them: nothing asked of the network, nothing run, nothing wider than the screen."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tidemill.ui.report import collect, write_report
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=4000"]  # fmt: skip
+SAMPLE = Path(__file__).parents[1] / "unit" / "ui" / "conftest.py"
+HOSTILE = "<script>document.title='owned'</script><img src='http://127.0.0.1:9/x' onerror=\"document.title='owned'\">"
+
+Dump = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def sample() -> Any:
+    """The module that makes a finished run's folders."""
+    spec = importlib.util.spec_from_file_location("finished_run", SAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def browse(chromium: Path, tmp_path: Path) -> Dump:
+    """`browse(page, *flags)`: the document after loading, and what the browser logged."""
+
+    def dump(page: Path, *flags: str) -> tuple[str, str]:
+        profile = tmp_path / f"profile-{len(list(tmp_path.glob('profile-*')))}"
+        command = [str(chromium), *FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout, done.stderr
+
+    return dump
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_a_browser_shows_every_section_and_complains_of_nothing(sample: Any, browse: Dump, tmp_path: Path, task: str) -> None:
+    page = write_report(collect(sample.make(tmp_path / "run", task=task), run=sample.RUN), tmp_path / "report.html")
+    dom, log = browse(page)
+    wanted = ["contract", "quality", "slices", "parity", "model", "tuning", "features", "data", "lineage", "environment"]
+    assert re.findall(r'<section id="(\w+)">', dom) == wanted
+    assert "CONSOLE" not in log, log
+    assert page.stat().st_size < 500_000
+
+
+def test_markup_in_the_data_is_shown_and_not_run(sample: Any, browse: Dump, tmp_path: Path) -> None:
+    page = write_report(collect(sample.make(tmp_path / "run", text=HOSTILE), run=sample.RUN), tmp_path / "report.html")
+    dom, log = browse(page)
+    assert "<title>flights 3 · Tidemill</title>" in dom
+    assert "&lt;script&gt;" in dom
+    assert "<script" not in dom
+    assert "<img" not in dom
+    assert "CONSOLE" not in log, log
+
+
+def test_a_script_is_refused_even_if_one_got_in(sample: Any, browse: Dump, tmp_path: Path) -> None:
+    page = write_report(collect(sample.make(tmp_path / "run"), run=sample.RUN), tmp_path / "report.html")
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{HOSTILE}</body>"), encoding="utf-8")
+    dom, log = browse(page)
+    assert "<title>flights 3 · Tidemill</title>" in dom
+    assert "Content Security Policy" in log
+
+
+@pytest.mark.parametrize("width", [400, 800, 1400])
+def test_no_part_of_the_page_is_wider_than_the_screen(sample: Any, browse: Dump, tmp_path: Path, width: int) -> None:
+    page = write_report(collect(sample.make(tmp_path / "run", text="W" * 300), run=sample.RUN), tmp_path / "report.html")
+    measure = "document.title = String(document.documentElement.scrollWidth) + ' of ' + String(innerWidth)"
+    text = page.read_text(encoding="utf-8").replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    page.write_text(text.replace("</body>", f"<script>addEventListener('load', () => {{ {measure} }})</script></body>"), encoding="utf-8")
+    frame = tmp_path / "frame.html"
+    listen = "setTimeout(() => { document.title = document.querySelector('iframe').contentDocument.title }, 1500)"
+    frame.write_text(f"<!doctype html><iframe src='report.html' width={width} height=900></iframe><script>{listen}</script>")
+    dom, _ = browse(frame, "--allow-file-access-from-files", f"--window-size={width + 100},1000")
+    found = re.search(r"<title>(\d+) of (\d+)</title>", dom)
+    assert found is not None, dom[:500]
+    assert int(found[1]) <= int(found[2])
