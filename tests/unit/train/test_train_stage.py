@@ -29,7 +29,7 @@ Stages = Callable[..., tuple[Artifact, Artifact]]
 
 def project(model: dict[str, Any] | None = None, **sections: Any) -> Project:
     config = build(ModelConfig, {"num_rounds": 30, "early_stopping": 5} if model is None else model, path="model")
-    unread: dict[str, Any] = dict.fromkeys(("data", "features", "serve", "monitor", "rollout"), {})
+    unread: dict[str, Any] = {section: {} for section in ("data", "features", "serve", "monitor", "rollout")}
     given = {"contract": ContractConfig(), "engine": EngineConfig(threads=1), "train": TrainConfig(batch_rows=512), **sections}
     return Project(name="flights", model=config, **{**unread, **given})
 
