@@ -1,7 +1,8 @@
 """Summaries of columns that can be computed in pieces and merged: moments, counts, distinct values, quantiles, histograms.
 
-Every sketch is a value: `of(values)` makes one, `merge` makes a new one of two and is associative, `to_json` and
-`from_json` are exact, and no randomness is involved. What is exact stays exact under merging; what is not says its error.
+Every sketch is a value: `of(values)` makes one, `merge` makes a new one of two, `to_json` and `from_json` are exact, and
+no randomness is involved. What is exact stays exact under merging in any order; what is not says its error, which holds in
+any order. A `ColumnSketch` holds those that suit a column's type.
 
 | sketch       | answers                       | error                                                              |
 |--------------|-------------------------------|--------------------------------------------------------------------|
@@ -16,18 +17,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tidemill.core.distinct import Distinct
 from tidemill.core.errors import DataError
+from tidemill.core.schema import NULL_BOOLEAN, NULL_STRING, NULL_TIMESTAMP, ColumnType
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
-Hashes = npt.NDArray[np.uint64]
 Key = str | int | bool
 
 
@@ -147,79 +149,6 @@ class Counts:
     def from_json(cls, tree: Mapping[str, Any]) -> Counts:
         counts = dict(zip(tree["keys"], tree["counts"], strict=True))
         return cls(counts=counts, total=tree["total"], error=tree["error"], bound=tree["bound"])
-
-
-_PRECISION = 12
-_REGISTERS = 1 << _PRECISION
-_REST = 64 - _PRECISION
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Distinct:
-    """How many different values there are, within 1.6 % (standard error), in 4096 bytes.
-
-    HyperLogLog (Flajolet et al. 2007) with 64-bit hashes and Ertl's estimator (2017), which needs no correction tables.
-    """
-
-    registers: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(_REGISTERS, dtype=np.uint8))
-
-    @classmethod
-    def of(cls, values: Array | Sequence[str]) -> Distinct:
-        """The sketch of numbers, times, booleans or strings without nulls; repeats change nothing."""
-        hashes = hash_values(values)
-        place = (hashes >> np.uint64(_REST)).astype(np.int64)
-        # Below 2^53 a float is exact, and its exponent is the position of the highest bit.
-        _, exponent = np.frexp((hashes & np.uint64((1 << _REST) - 1)).astype(np.float64))
-        registers = np.zeros(_REGISTERS, dtype=np.uint8)
-        np.maximum.at(registers, place, (_REST + 1 - exponent).astype(np.uint8))
-        return cls(registers=registers)
-
-    def merge(self, other: Distinct) -> Distinct:
-        return Distinct(registers=np.maximum(self.registers, other.registers))
-
-    def estimate(self) -> float:
-        """The number of different values."""
-        times = np.bincount(self.registers, minlength=_REST + 2).astype(np.float64)
-        z = _REGISTERS * _tau(1 - times[-1] / _REGISTERS)
-        for count in times[-2:0:-1]:
-            z = (z + count) / 2
-        z += _REGISTERS * _sigma(times[0] / _REGISTERS)
-        return float(_REGISTERS**2 / (2 * math.log(2) * z))
-
-    def to_json(self) -> dict[str, Any]:
-        """Registers by index where few are set, else all of them in hexadecimal."""
-        (index,) = np.nonzero(self.registers)
-        if len(index) < _REGISTERS // 4:
-            return {"index": index.tolist(), "rank": self.registers[index].tolist()}
-        return {"registers": self.registers.tobytes().hex()}
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Distinct:
-        if "registers" in tree:
-            return cls(registers=np.frombuffer(bytes.fromhex(tree["registers"]), dtype=np.uint8))
-        registers = np.zeros(_REGISTERS, dtype=np.uint8)
-        registers[tree["index"]] = tree["rank"]
-        return cls(registers=registers)
-
-
-def _sigma(x: float) -> float:
-    if x == 1:
-        return math.inf
-    y, z, before = 1.0, x, -1.0
-    while z != before:
-        x, before = x * x, z
-        z, y = z + x * y, 2 * y
-    return z
-
-
-def _tau(x: float) -> float:
-    if x in (0, 1):
-        return 0.0
-    y, z, before = 1.0, 1 - x, -1.0
-    while z != before:
-        x, before, y = math.sqrt(x), z, y / 2
-        z -= (1 - x) ** 2 * y
-    return z / 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -346,32 +275,100 @@ class Histogram:
         return cls(edges=np.array(tree["edges"], dtype=np.float64), counts=np.array(tree["counts"], dtype=np.int64))
 
 
-def hash_values(values: Array | Iterable[str]) -> Hashes:
-    """A 64-bit hash of each value, the same on every machine: numbers by their bits, strings by their code points."""
-    if isinstance(values, np.ndarray) and values.dtype.kind not in "OU":
-        if values.dtype.kind == "f":
-            return _mixed((values.astype(np.float64) + 0.0).view(np.uint64))  # -0.0 becomes 0.0
-        return _mixed(values.astype(np.int64).view(np.uint64))
-    return _string_hashes([str(value) for value in values])
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ColumnSketch:
+    """The distribution of one column: what `baseline.json` holds and live traffic is compared with.
+
+    Numbers and times have moments and quantiles (times in microseconds UTC), strings and booleans have counts.
+    """
+
+    type: ColumnType
+    rows: int = 0
+    nulls: int = 0
+    distinct: Distinct = field(default_factory=Distinct)
+    moments: Moments | None = None
+    quantiles: Quantiles | None = None
+    counts: Counts | None = None
+
+    @classmethod
+    def of(cls, kind: ColumnType, values: Array, valid: Array | None = None) -> ColumnSketch:
+        """The sketch of a column of type `kind`, shape (N,) or (N, 1).
+
+        Args:
+            values: As Arrow's `to_numpy` gives them (NaN, None or NaT is null) or as graph inputs (the nulls of `core.schema`).
+            valid: False where null, for types that cannot say so themselves.
+        """
+        values = np.ravel(values)
+        known = _known(kind, values, None if valid is None else np.ravel(valid))
+        nulls = len(values) - len(known)
+        if kind in ("string", "boolean"):
+            counted = Counter(known.tolist())
+            distinct = Distinct.of(list(map(str, counted)))
+            return cls(type=kind, rows=len(values), nulls=nulls, distinct=distinct, counts=Counts.of(counted))
+        finite = known[np.isfinite(known)] if known.dtype.kind == "f" else known
+        moments = Moments.of(known)
+        return cls(type=kind, rows=len(values), nulls=nulls, distinct=Distinct.of(known), moments=moments, quantiles=Quantiles.of(finite))
+
+    def merge(self, other: ColumnSketch) -> ColumnSketch:
+        """The sketch of both together.
+
+        Raises:
+            DataError: If one counts values and the other measures numbers.
+        """
+        if (self.type in _COUNTED) != (other.type in _COUNTED):
+            raise DataError(f"sketches of one column must agree in type to be merged, got {self.type} and {other.type}")
+        return ColumnSketch(
+            type=self.type,
+            rows=self.rows + other.rows,
+            nulls=self.nulls + other.nulls,
+            distinct=self.distinct.merge(other.distinct),
+            moments=_merged(self.moments, other.moments),
+            quantiles=_merged(self.quantiles, other.quantiles),
+            counts=_merged(self.counts, other.counts),
+        )
+
+    @property
+    def num_distinct(self) -> int:
+        """How many different values there are, null not counted: exact for few strings and booleans, else estimated."""
+        if self.counts is not None and self.counts.exact:
+            return len(self.counts.counts)
+        return min(round(self.distinct.estimate()), self.rows - self.nulls)
+
+    def to_json(self) -> dict[str, Any]:
+        parts = {"distinct": self.distinct, "moments": self.moments, "quantiles": self.quantiles, "counts": self.counts}
+        tree = {name: part.to_json() for name, part in parts.items() if part is not None}
+        return {"type": self.type, "rows": self.rows, "nulls": self.nulls, **tree}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> ColumnSketch:
+        kinds: dict[str, Any] = {"distinct": Distinct, "moments": Moments, "quantiles": Quantiles, "counts": Counts}
+        parts = {name: kind.from_json(tree[name]) for name, kind in kinds.items() if name in tree}
+        return cls(type=tree["type"], rows=tree["rows"], nulls=tree["nulls"], **parts)
 
 
-_FACTOR = 0x9E3779B97F4A7C15
+_COUNTED = ("string", "boolean")
 
 
-def _string_hashes(texts: list[str]) -> Hashes:
-    """A polynomial of each text's code points modulo 2^64, mixed with its length."""
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    ends = np.cumsum(lengths)
-    points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, _FACTOR, dtype=np.uint64))
-    position = np.arange(len(points)) - np.repeat(ends - lengths, lengths)
-    running = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(_mixed(points) * powers[position], dtype=np.uint64)])
-    return _mixed(running[ends] - running[ends - lengths] + lengths.astype(np.uint64))
+def _known(kind: ColumnType, values: Array, valid: Array | None) -> Array:
+    """The values that are not null: strings as they are, booleans as bool, times as int64, numbers as int64 or float64."""
+    known: Array = values if valid is None else values[np.asarray(valid, dtype=bool)]
+    if known.dtype.kind == "O":
+        known = known[np.fromiter((value is not None and value == value for value in known), dtype=bool, count=len(known))]
+    elif known.dtype.kind == "f":
+        known = known[~np.isnan(known)]
+    if kind == "string":
+        known = known[known != NULL_STRING]
+    elif kind == "boolean":
+        known = known[known != NULL_BOOLEAN].astype(bool)
+    elif kind == "timestamp":
+        micros = known.astype("datetime64[us]" if known.dtype.kind in "OM" else np.int64).astype(np.int64)
+        known = micros[micros != NULL_TIMESTAMP]  # NaT became the null of graph inputs
+    else:
+        known = known.astype(np.int64 if kind == "int64" else np.float64)
+    return known
 
 
-def _mixed(bits: Hashes) -> Hashes:
-    """SplitMix64 (Steele, Lea and Flood 2014): every input bit reaches every output bit."""
-    z = bits + np.uint64(_FACTOR)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+def _merged(left: Any, right: Any) -> Any:
+    if left is None or right is None:
+        return right if left is None else left
+    return left.merge(right)
