@@ -151,7 +151,7 @@ class Predictor:
         self.package = package
         self._threads = threads
         preprocess, config = (package.manifest["signature"].get(key) for key in ("preprocess", "preprocess_config"))
-        self._preprocess = load("preprocess", preprocess)(package.path, **(config or {})) if preprocess else None
+        self._preprocess: Any = load("preprocess", preprocess)(package.path, **(config or {})) if preprocess else None
         self._graph = Graph(package.graph_file, package.schema, threads=threads)
         self.signature: RowSignature = self._graph.signature
         self._bulk: BulkGraph | None = None

@@ -1,0 +1,60 @@
+"""Declared preprocessing of text: the tokenizer's own file, run by the same library offline and online."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tidemill.core.errors import DataError
+from tidemill.core.graph import Arrays
+from tidemill.core.load import need
+from tidemill.core.schema import NULL_STRING
+
+
+class Tokenize:
+    """From a column of texts to token ids, attention mask and token types, int64 [N, L].
+
+    L is the longest text of the batch, at most `max_length` tokens. Null counts as the empty text. Safe from several threads.
+
+    Args:
+        folder: The package, which holds `file`.
+        column: Name of the input that holds the texts.
+        max_length: Most tokens of a text, special ones included; the rest is cut off.
+        inputs: What the graph takes, of `input_ids`, `attention_mask` and `token_type_ids`.
+        pad_id: Token that fills shorter texts; the mask hides it.
+        file: The tokenizer in the `tokenizers` library's JSON.
+    """
+
+    def __init__(
+        self, folder: Path, *, column: str, max_length: int, inputs: Sequence[str], pad_id: int = 0, file: str = "tokenizer.json"
+    ) -> None:
+        tokenizers = need("tokenizers", "a text package")
+        path = Path(folder) / file
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises Exception itself
+            raise DataError(f"{path} must be a tokenizer of the tokenizers library: {error}") from error
+        self._tokenizer.enable_truncation(max_length=max_length)
+        self._tokenizer.no_padding()
+        self._column = column
+        self._inputs = tuple(inputs)
+        self._pad_id = pad_id
+
+    def sizes(self, inputs: Arrays) -> np.ndarray:
+        """How long each row's text is, int64 [N], to batch like with like."""
+        return np.array([len(text) for text in inputs[self._column].ravel().tolist()], np.int64)
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        texts = ["" if text == NULL_STRING else text for text in inputs[self._column].ravel().tolist()]
+        encoded = self._tokenizer.encode_batch(texts)
+        longest = max((len(one.ids) for one in encoded), default=0)
+        # A graph needs at least one token to look at, even where the tokenizer adds none of its own.
+        shape = (len(encoded), max(longest, 1))
+        made: Arrays = {name: np.full(shape, self._pad_id if name == "input_ids" else 0, np.int64) for name in self._inputs}
+        for row, one in enumerate(encoded):
+            for name, values in (("input_ids", one.ids), ("attention_mask", one.attention_mask), ("token_type_ids", one.type_ids)):
+                if name in made:
+                    made[name][row, : len(values)] = values
+        return made
