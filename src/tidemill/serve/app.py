@@ -1,0 +1,263 @@
+"""The application: a request in, a response out. Knows models and addresses, and no transport.
+
+`handle` does it all in one call. A transport that runs models elsewhere (a batch of several callers' rows, another
+process) does the three steps itself: `begin`, answers into the call, `finish`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from urllib.parse import unquote
+
+from tidemill.core.errors import ConfigError, DataError, NotFound, Unavailable
+from tidemill.core.events import Events
+from tidemill.core.package import Answers
+from tidemill.serve import docs, kserve, metrics, oip, plain
+from tidemill.serve.config import ServeConfig
+from tidemill.serve.http import Refused, Request, Response, json_response
+from tidemill.serve.metrics import PHASES, Metrics
+from tidemill.serve.model import Model
+from tidemill.serve.prediction_log import PredictionLog
+from tidemill.serve.routes import Route, Work
+
+# Up to this size a request of a quick model is answered where it is read, in bytes.
+INLINE_BYTES = 16_384
+
+_ID = "x-request-id"
+_NOWHERE = Route(method="", path="", label="none", handle=lambda _: Response(404, []))
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way: read (`work`), answered by the model (`answers`), then written (`response`)."""
+
+    request: Request
+    started: float
+    route: Route = _NOWHERE
+    work: Work | None = None
+    answers: Answers | None = None
+    response: Response | None = None
+    parsed: float = 0.0
+    inferred: float = 0.0
+
+
+class App:
+    """Answers for one or more models, the first being the default. Safe from several threads.
+
+    Raises:
+        ConfigError: If two models have the same name and version.
+    """
+
+    def __init__(self, models: Sequence[Model], *, config: ServeConfig | None = None, events: Events | None = None) -> None:
+        if not models:
+            raise ConfigError("at least one package must be served, got none")
+        self.models = list(models)
+        self.config = config or ServeConfig()
+        self.metrics = Metrics()
+        self.draining = False
+        self._events = events or Events()
+        self._started = time.time()
+        self._log = PredictionLog(self.config.log_folder, count=self._count_log) if self.config.log else None
+        self._ids = itertools.count(1)
+        self._id_prefix = secrets.token_hex(4)
+        self._routes: dict[str, dict[str, Route]] = {}
+        for route in self._all_routes():
+            self._routes.setdefault(route.path, {})[route.method] = route
+        for model in self.models:
+            self.metrics.models.sample(model.name, model.version, model.package.identity, model.package.task).value = 1
+
+    def handle(self, request: Request) -> Response:
+        """The response, whatever the request; never raises."""
+        call = self.begin(request)
+        self.infer(call)
+        return self.finish(call)
+
+    def begin(self, request: Request) -> Call:
+        """The request read: a call that has its response, or work for a model."""
+        call = Call(request, perf_counter())
+        try:
+            call.route = self._find(request)
+            result = call.route.handle(request)
+            if isinstance(result, Work):
+                call.work = result
+            else:
+                call.response = result
+        except Exception as error:  # noqa: BLE001 - the process edge: every failure becomes a response
+            self._fail(call, error)
+        call.parsed = perf_counter()
+        return call
+
+    def infer(self, call: Call) -> None:
+        """Run the call's rows alone."""
+        if call.work is None:
+            return
+        try:
+            call.answers = call.work.model.answer(call.work.inputs)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(call, error)
+        call.inferred = perf_counter()
+
+    def finish(self, call: Call) -> Response:
+        """The call's response, counted and logged; a call with work must have its answers."""
+        if call.response is None and call.work is not None and call.answers is not None:
+            try:
+                call.response = call.work.encode(call.answers)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._fail(call, error)
+        response = call.response or Response(500, [])
+        request_id = self._request_id(call.request)
+        if self._log is not None and call.work is not None and call.answers is not None:
+            self._log.append(call.work.model, request_id, call.work.inputs, call.answers)
+        response.headers.append((_ID, request_id))
+        self._count(call, response.status)
+        return response
+
+    def refuse(self, request: Request, refused: Refused) -> Response:
+        """The response to a request that the transport could not read whole."""
+        call = Call(request, perf_counter())
+        self._fail(call, refused)
+        return self.finish(call)
+
+    def is_quick(self, request: Request) -> bool:
+        """Whether answering takes so little time that it may be done where the request was read."""
+        methods = self._routes.get(request.path)
+        route = methods.get(request.method) if methods is not None else None
+        if route is None or route.model is None:
+            return True
+        return route.model.row_ms <= self.config.inline_ms and len(request.body) <= INLINE_BYTES
+
+    def close(self) -> None:
+        """Write what is left of the prediction log."""
+        if self._log is not None:
+            self._log.close()
+
+    def _find(self, request: Request) -> Route:
+        methods = self._routes.get(request.path) or self._routes.get(unquote(request.path).rstrip("/") or "/")
+        if methods is None:
+            raise self._unknown(request.path)
+        route = methods.get("GET" if request.method == "HEAD" else request.method)
+        if route is None:
+            allowed = ", ".join(sorted(methods))
+            raise Refused(405, "method", f"{request.path} takes {allowed}, got {request.method[:20]}", headers=(("allow", allowed),))
+        return route
+
+    def _unknown(self, path: str) -> Refused:
+        before, models, after = path.partition("/models/")
+        if models and before in ("", "/v1", "/v2"):
+            name = after.partition("/")[0].partition(":")[0]
+            known = sorted({model.name for model in self.models})
+            if name not in known:
+                return Refused(404, "unknown_model", str(NotFound("model", unquote(name)[:100], known)))
+            versions = sorted(model.version for model in self.models if model.name == name)
+            if "/versions/" in after:
+                asked = after.partition("/versions/")[2].partition("/")[0]
+                if asked not in versions:
+                    return Refused(404, "unknown_model", str(NotFound(f"version of {name!r}", unquote(asked)[:100], versions)))
+        known = [path for path in self._routes if "/models/" not in path]
+        return Refused(404, "unknown_route", str(NotFound("address", unquote(path)[:100], known)), hint="see /docs")
+
+    def _fail(self, call: Call, error: Exception) -> None:
+        refused = _refusal(error)
+        if refused is None:
+            details = "".join(traceback.format_exception(error))
+            self._events.emit("serve.failed", f"{call.request.method} {call.request.path}: {error}", level="error", traceback=details)
+            refused = Refused(500, "internal", "the server failed to answer", hint="its log says why")
+        call.answers = None
+        is_protocol = call.request.path.startswith(("/v1/", "/v2/")) or call.request.path == "/v2"
+        call.response = Response(
+            refused.status, [("content-type", "application/json"), *refused.headers], refused.body(plain=not is_protocol)
+        )
+        with self.metrics.lock:
+            self.metrics.errors.sample(refused.cause).value += 1
+
+    def _count(self, call: Call, status: int) -> None:
+        ended, request, work, counted = perf_counter(), call.request, call.work, self.metrics
+        with counted.lock:
+            counted.requests.sample(call.route.label, str(status)).value += 1
+            counted.request_seconds.sample(call.route.label).observe(ended - request.arrived)
+            if work is None or call.answers is None:
+                return
+            name, version = work.model.name, work.model.version
+            times = (call.started - request.arrived, call.parsed - call.started, call.inferred - call.parsed, ended - call.inferred)
+            for phase, seconds in zip(PHASES, times, strict=True):
+                counted.phase_seconds.sample(name, version, phase).observe(seconds)
+            counted.rows.sample(name, version).value += work.rows
+            counted.executions.sample(name, version).value += 1
+
+    def _count_log(self, outcome: str, rows: int) -> None:
+        with self.metrics.lock:
+            self.metrics.log_rows.sample(outcome).value += rows
+
+    def _request_id(self, request: Request) -> str:
+        """The caller's, where it is short plain text; else one of our own."""
+        given = request.headers.get(_ID)
+        if given and len(given) <= 128 and given.isascii() and given.isprintable():
+            return str(given)
+        return f"{self._id_prefix}-{next(self._ids):x}"
+
+    def _is_ready(self) -> bool:
+        return not self.draining
+
+    def _all_routes(self) -> Iterator[Route]:
+        yield from self._own_routes()
+        yield from oip.server_routes(self._is_ready)
+        yield kserve.list_route(list(dict.fromkeys(model.name for model in self.models)))
+        seen: dict[str, list[str]] = {}
+        for model in self.models:
+            seen.setdefault(model.name, [])
+            if model.version in seen[model.name]:
+                raise ConfigError(f"a model must be served once, got {model.name!r} version {model.version!r} twice")
+            seen[model.name].append(model.version)
+        for i, model in enumerate(self.models):
+            versions = seen[model.name]
+            first = versions[0] == model.version
+            yield from plain.routes(model, self.config, default=i == 0, first=first)
+            yield from oip.routes(model, self.config, versions=versions, first=first, is_ready=self._is_ready)
+            yield from kserve.routes(model, self.config, first=first, is_ready=self._is_ready)
+
+    def _own_routes(self) -> Iterator[Route]:
+        page, specification = docs.page(self.models), docs.openapi(self.models)
+        handlers: dict[str, Callable[[Request], Response]] = {
+            "/": lambda _: Response(307, [("location", "/docs")]),
+            "/docs": lambda _: Response(200, [("content-type", "text/html; charset=utf-8"), *docs.PAGE_HEADERS], page),
+            "/openapi.json": lambda _: json_response(specification),
+            "/health": self._health,
+            "/health/live": lambda _: json_response({"status": "live"}),
+            "/health/ready": lambda _: (
+                json_response({"status": "ready"}) if self._is_ready() else json_response({"status": "draining"}, 503)
+            ),
+            "/models": self._list,
+            "/metrics": lambda _: Response(200, [("content-type", metrics.TEXT)], self.metrics.render()),
+        }
+        for path, handle in handlers.items():
+            yield Route(method="GET", path=path, label=path, handle=handle)
+
+    def _health(self, _: Request) -> Response:
+        return json_response({
+            "status": "healthy" if self._is_ready() else "draining",
+            "model_loaded": True,
+            "models": [{"name": model.name, "version": model.version} for model in self.models],
+            "uptime_s": round(time.time() - self._started, 3),
+        })  # fmt: skip
+
+    def _list(self, _: Request) -> Response:
+        listed = [{"name": m.name, "version": m.version, "task": m.package.task, "default": i == 0} for i, m in enumerate(self.models)]
+        return json_response({"models": listed})
+
+
+def _refusal(error: Exception) -> Refused | None:
+    """What the caller is told about an error; None for one that is not the caller's."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, DataError):
+        return Refused(422, "field", error.message, field=error.field, hint=error.hint)
+    if isinstance(error, Unavailable):
+        wait = str(max(1, round(error.retry_after_s)))
+        return Refused(503, "unavailable", error.message, hint=error.hint, headers=(("retry-after", wait),))
+    return None

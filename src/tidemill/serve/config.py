@@ -1,0 +1,47 @@
+"""`[serve]`: where the server listens, what it accepts, how it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """How a server listens and answers."""
+
+    unbuilt: ClassVar[dict[str, str]] = {
+        "auth": "listen on a loopback address behind a proxy that checks who may",
+        "batch": "send rows together to /predict_batch",
+        "cache": "cache in the caller, keyed by model version and input",
+        "cors": "serve the page and the API from one origin through a proxy",
+        "limits": "limit rates in a proxy in front",
+        "replicas": "start one server per port and balance over them",
+        "tls": "end TLS in a proxy in front",
+    }
+
+    host: str = "127.0.0.1"
+    """Address to listen on; one that is not loopback needs the word --allow-open."""
+    port: int = field(default=8000, metadata={"min": 0, "max": 65535})
+    """Port to listen on; 0 takes a free one."""
+    threads: int = field(default=1, metadata={"min": 1, "max": 256})
+    """Threads that one prediction may use inside ONNX Runtime."""
+    workers: int = field(default=0, metadata={"min": 0, "max": 256})
+    """Threads for slow models and large requests; 0 takes one per core."""
+    inline_ms: float = field(default=1.0, metadata={"min": 0.0, "max": 1000.0})
+    """A model whose median row takes at most this long answers small requests without changing threads, in milliseconds."""
+    max_body_mb: float = field(default=32.0, metadata={"min": 0.001, "max": 4096.0})
+    """Largest request body, in 10^6 bytes."""
+    max_batch_rows: int = field(default=100_000, metadata={"min": 1, "max": 10_000_000})
+    """Most rows of one request."""
+    header_timeout_s: float = field(default=30.0, metadata={"min": 0.1, "max": 3600.0})
+    """Time a client may take to send a request's headers, in seconds."""
+    body_timeout_s: float = field(default=30.0, metadata={"min": 0.1, "max": 3600.0})
+    """Time a client may take to send a request's body, in seconds."""
+    drain_timeout_s: float = field(default=30.0, metadata={"min": 0.0, "max": 3600.0})
+    """Time that requests in flight are given to finish when the server stops, in seconds."""
+    log: bool = False
+    """Whether inputs and predictions are written to a file a day, for `tidemill monitor`."""
+    log_folder: Path = Path(".tidemill/predictions")
+    """Folder of the prediction log."""

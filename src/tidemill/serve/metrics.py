@@ -1,0 +1,134 @@
+"""Counters, gauges and histograms in the Prometheus text format. Labels are bounded: routes, models, statuses, causes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+# Seconds; from a small model's row to a large batch.
+BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+PHASES = ("queue", "parse", "infer", "encode")
+
+
+class Sample:
+    """One number of a family."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0
+
+    def lines(self, name: str, labels: str) -> str:
+        return f"{name}{labels and '{' + labels + '}'} {_number(self.value)}\n"
+
+
+class Distribution(Sample):
+    """One histogram of a family; `value` is the sum of what it has observed."""
+
+    __slots__ = ("counts",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = [0] * (len(BUCKETS) + 1)
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(BUCKETS, value)] += 1
+        self.value += value
+
+    def lines(self, name: str, labels: str) -> str:
+        made, total, comma = [], 0, labels and ","
+        for bound, count in zip([*BUCKETS, float("inf")], self.counts, strict=True):
+            total += count
+            made.append(f'{name}_bucket{{{labels}{comma}le="{_number(bound)}"}} {total}\n')
+        outer = labels and "{" + labels + "}"
+        return "".join(made) + f"{name}_sum{outer} {_number(self.value)}\n{name}_count{outer} {total}\n"
+
+
+S = TypeVar("S", bound=Sample)
+
+
+class Family(Generic[S]):
+    """All samples of one metric."""
+
+    def __init__(self, make: type[S], name: str, kind: str, text: str, labels: Sequence[str]) -> None:
+        self.name = name
+        self._make = make
+        self._kind = kind
+        self._text = text
+        self._labels = tuple(labels)
+        self._samples: dict[tuple[str, ...], S] = {}
+
+    def sample(self, *values: str) -> S:
+        """The sample of these label values, made when first asked for."""
+        found = self._samples.get(values)
+        return found if found is not None else self._samples.setdefault(values, self._make())
+
+    def render(self) -> str:
+        head = f"# HELP {self.name} {self._text}\n# TYPE {self.name} {self._kind}\n"
+        lines = [
+            sample.lines(self.name, ",".join(f'{key}="{_escaped(value)}"' for key, value in zip(self._labels, values, strict=True)))
+            for values, sample in sorted(self._samples.items())
+        ]
+        return head + "".join(lines) if lines else ""
+
+
+class Metrics:
+    """Everything that the server counts. Change samples only while holding `lock`."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.requests = Family(Sample, "tidemill_requests_total", "counter", "Requests answered.", ("route", "status"))
+        self.request_seconds = Family(
+            Distribution, "tidemill_request_duration_seconds", "histogram", "Time from a request's head to its answer.", ("route",)
+        )
+        self.phase_seconds = Family(
+            Distribution, "tidemill_phase_duration_seconds", "histogram",
+            "Time of one request's parts: queue (until its body is here and its turn has come), parse, infer, encode.", ("model", "version", "phase"),
+        )  # fmt: skip
+        self.rows = Family(Sample, "tidemill_rows_total", "counter", "Rows predicted.", ("model", "version"))
+        self.executions = Family(
+            Sample, "tidemill_executions_total", "counter", "Runs of a model; rows by executions is the mean batch.", ("model", "version")
+        )
+        self.errors = Family(Sample, "tidemill_errors_total", "counter", "Requests refused or failed.", ("reason",))
+        self.in_flight = Family(Sample, "tidemill_requests_in_flight", "gauge", "Requests whose answer is not sent.", ())
+        self.models = Family(Sample, "tidemill_model_info", "gauge", "Models that answer.", ("model", "version", "identity", "task"))
+        self.log_rows = Family(Sample, "tidemill_prediction_log_rows_total", "counter", "Rows of the prediction log.", ("outcome",))
+        self.started = Family(Sample, "tidemill_start_time_seconds", "gauge", "When the server started, since the epoch.", ())
+        self.started.sample().value = time.time()
+        self._cpu = Family(Sample, "tidemill_process_cpu_seconds_total", "counter", "CPU time of the process.", ())
+        self._memory = Family(Sample, "tidemill_process_resident_memory_bytes", "gauge", "Resident memory of the process.", ())
+
+    def render(self) -> bytes:
+        """Every family in the text format."""
+        times = os.times()
+        self._cpu.sample().value = times.user + times.system
+        self._memory.sample().value = _resident_bytes()
+        with self.lock:
+            families = [family for family in vars(self).values() if isinstance(family, Family)]
+            return "".join(family.render() for family in families).encode()
+
+
+def _number(value: float) -> str:
+    if value == float("inf"):
+        return "+Inf"
+    return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _resident_bytes() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))

@@ -1,0 +1,126 @@
+"""One package, ready to answer: loaded, warmed up, its contract held on this hardware."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from tidemill.core import contract
+from tidemill.core.errors import ContractViolation, Unsupported
+from tidemill.core.events import Events
+from tidemill.core.graph import Arrays
+from tidemill.core.package import Answers, Package, Predictor
+from tidemill.core.schema import Column
+from tidemill.serve.answers import AnswerForm
+
+KINDS = ("row", "text")
+WARM_UP_RUNS = 20
+
+_BLANKS: dict[str, Any] = {"boolean": False, "int64": 0, "float32": 0.0, "float64": 0.0, "string": "", "timestamp": 0}
+
+
+class Model:
+    """A package that answers. Safe from several threads.
+
+    `name` and `version` are how callers address it; a package that came from no ledger has the first twelve digits of
+    its identity for a version.
+    """
+
+    def __init__(self, package: Package, *, threads: int = 1) -> None:
+        if package.kind not in KINDS:
+            raise Unsupported(f"{package.path}: a package of {package.kind!r} cannot be served", hint=f"served are {' and '.join(KINDS)}")
+        self.package = package
+        self.name = package.name
+        self.version = package.version or package.identity[:12]
+        self.schema = package.schema
+        self.form = AnswerForm(package)
+        self.predictor = Predictor(package, threads=threads)
+        self.signature = self.predictor.signature
+        self.threads = threads
+        self.example = package.example or {column.name: _blank(column) for column in self.schema}
+        self.row_ms, self.example_answer = self._warm_up()
+        self.promises: list[dict[str, Any]] = []
+
+    @property
+    def text_column(self) -> str | None:
+        """The column that `text` and `texts` stand for, in a text package."""
+        return self.schema.names[0] if self.package.kind == "text" and len(self.schema) == 1 else None
+
+    def answer(self, inputs: Arrays) -> Answers:
+        return self.predictor.run(inputs)
+
+    def keep_contract(self, *, accept_latency: bool, events: Events, seconds: float = 2.0) -> None:
+        """Hold the package's promises on this hardware; latency that was measured elsewhere is measured here.
+
+        Raises:
+            ContractViolation: If a promise is broken; a broken latency passes with `accept_latency`, and is recorded.
+        """
+        promises, evidence = self.package.contract(), self.package.evidence()
+        fingerprint = contract.hardware()["fingerprint"]
+        verdicts = contract.judge(promises, evidence, hardware=fingerprint)
+        if any(verdict.kept is None and _is_latency(verdict) for verdict in verdicts):
+            inputs = self.signature.from_records([self.example])
+            measured = contract.measure_latency(lambda _: self.answer(inputs), rows=1, seconds=seconds) | {"threads": self.threads}
+            events.emit(
+                "serve.latency_measured",
+                f"{self.name}: p99 {measured['p99_ms']:.3g} ms on this hardware",
+                model=self.name,
+                evidence=measured,
+            )
+            verdicts = contract.judge(promises, {**evidence, "latency": measured}, hardware=fingerprint)
+        self.promises = [{**v.promise, "measured": v.measured, "kept": v.kept} for v in verdicts]
+        broken = [verdict for verdict in verdicts if verdict.kept is False]
+        if accept_latency:
+            for verdict in filter(_is_latency, broken):
+                events.warn("serve.latency_accepted", f"{self.name}: {verdict}; accepted", model=self.name, version=self.version)
+            broken = [verdict for verdict in broken if not _is_latency(verdict)]
+        if broken:
+            only_latency = all(map(_is_latency, broken))
+            raise ContractViolation(
+                [f"{self.name} {self.version}: {verdict}" for verdict in broken],
+                hint="--accept-latency serves it all the same, and is recorded" if only_latency else None,
+            )
+
+    def info(self) -> dict[str, Any]:
+        """What `/model_info` answers."""
+        package = self.package
+        return {
+            "name": self.name,
+            "version": self.version,
+            "identity": package.identity,
+            "model_path": str(package.path),
+            "device": "cpu",
+            "framework": f"onnxruntime {ort.__version__}",
+            "task": package.task,
+            "signature": {
+                "kind": package.kind,
+                "inputs": self.schema.to_json(),
+                "outputs": package.outputs,
+                "classes": package.classes,
+                "example": self.example,
+            },
+            "contract": self.promises,
+            "created": package.manifest.get("created"),
+            "row_ms": round(self.row_ms, 4),
+        }
+
+    def _warm_up(self) -> tuple[float, Answers]:
+        """Median time of the example row in milliseconds, and its answer; the slow first runs are done then."""
+        times = []
+        answers = Answers(np.empty(0))
+        for _ in range(WARM_UP_RUNS):
+            start = time.perf_counter()
+            answers = self.answer(self.signature.from_records([self.example]))
+            times.append((time.perf_counter() - start) * 1e3)
+        return float(np.median(times)), answers
+
+
+def _is_latency(verdict: contract.Verdict) -> bool:
+    return str(verdict.promise["measure"]).startswith("latency.")
+
+
+def _blank(column: Column) -> Any:
+    return None if column.nullable else _BLANKS[column.type]

@@ -1,0 +1,50 @@
+"""What an address leads to, and the work that an answer needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tidemill.core.graph import Arrays
+from tidemill.core.package import Answers
+from tidemill.serve.http import Request, Response
+from tidemill.serve.model import Model
+
+
+@dataclass(slots=True)
+class Work:
+    """Rows that were read and wait for their model; whoever runs them, alone or with others' rows, then calls `encode`."""
+
+    model: Model
+    inputs: Arrays
+    rows: int
+    encode: Callable[[Answers], Response]
+
+
+Handler = Callable[[Request], Response | Work]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One method of one address.
+
+    `label` is what it is counted under; `model` whose rows it takes; `plain` says that errors are objects, as outside the protocols.
+    """
+
+    method: str
+    path: str
+    label: str
+    handle: Handler
+    model: Model | None = None
+    plain: bool = True
+
+
+def addresses(prefix: str, model: Model, *, first: bool) -> list[str]:
+    """Where a model is found under a prefix: by name and version, and by name alone where it is the first of its name."""
+    named = f"{prefix}/models/{model.name}"
+    return [*([named] if first else []), f"{named}/versions/{model.version}"]
+
+
+def whole_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

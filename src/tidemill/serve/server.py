@@ -1,0 +1,245 @@
+"""`serve`: packages checked, warmed up, held to their contract, then answered for until the process is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ipaddress
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+from tidemill.core.errors import ConfigError, Conflict, TidemillError
+from tidemill.core.events import Events
+from tidemill.core.load import need
+from tidemill.core.package import Package
+from tidemill.serve.app import App
+from tidemill.serve.config import ServeConfig
+from tidemill.serve.model import Model
+from tidemill.serve.rsgi import RsgiApp
+
+STARTUP_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A server that takes requests at `url`; `stop` ends it gracefully, from any thread."""
+
+    url: str
+    stop: Callable[[], None]
+
+
+def serve(
+    targets: Sequence[Package],
+    *,
+    config: ServeConfig | None = None,
+    accept_latency: bool = False,
+    allow_open: bool = False,
+    events: Events | None = None,
+    on_ready: Callable[[Running], None] | None = None,
+) -> None:
+    """Answer for packages until SIGTERM, SIGINT or `Running.stop`; requests in flight are finished before it returns.
+
+    Args:
+        targets: Opened packages, each checked by `Package.open`; the first is the default of `/predict`.
+        accept_latency: Serve although a promised latency is broken on this hardware; recorded as an event.
+        allow_open: Listen on an address that is not loopback, where whoever reaches it may ask.
+        on_ready: Called from another thread when requests are taken.
+
+    Raises:
+        ConfigError: If the address is not loopback and `allow_open` is not said, or no address of this machine.
+        Conflict: If the port is taken.
+        ContractViolation: If a package breaks its contract on this hardware.
+        MissingDependency: If the extra [serve] is not installed.
+    """
+    need("granian", "tidemill serve")
+    config, events = config or ServeConfig(), events or Events()
+    check_address(config.host, allow_open=allow_open, events=events)
+    config = replace(config, port=free_port(config.host, config.port))
+    app = load(targets, config=config, accept_latency=accept_latency, events=events)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_run(app, events, on_ready))
+    finally:
+        app.close()
+
+
+def load(targets: Sequence[Package], *, config: ServeConfig, accept_latency: bool = False, events: Events | None = None) -> App:
+    """The application for packages: each loaded, warmed up, and its contract held on this hardware.
+
+    Raises:
+        ContractViolation: If a package breaks its contract on this hardware.
+    """
+    events = events or Events()
+    models = []
+    for package in targets:
+        model = Model(package, threads=config.threads)
+        model.keep_contract(accept_latency=accept_latency, events=events)
+        events.emit("serve.loaded", f"{model.name} {model.version}: {model.row_ms:.3g} ms a row", model=model.name, version=model.version)
+        models.append(model)
+    return App(models, config=config, events=events)
+
+
+def check_address(host: str, *, allow_open: bool, events: Events) -> None:
+    """Refuse an address that others can reach, unless the word is given.
+
+    Raises:
+        ConfigError: If `host` is not loopback and `allow_open` is false.
+    """
+    if _is_loopback(host):
+        return
+    if not allow_open:
+        raise ConfigError(
+            f"serve.host: must be a loopback address, got {host!r}: whoever reaches it could ask",
+            hint="--allow-open listens there all the same; or put a proxy that checks who may in front of 127.0.0.1",
+        )
+    events.warn("serve.open", f"listening on {host}: whoever reaches it may ask", host=host)
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0.
+
+    Raises:
+        Conflict: If another program listens on it.
+        ConfigError: If `host` is no address of this machine, or the port needs more rights.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As the server will bind, but without sharing the port: that another server listens must be seen.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except socket.gaierror as error:
+            raise ConfigError(f"serve.host: must be an address of this machine, got {host!r}: {error.strerror}") from error
+        except PermissionError as error:
+            raise ConfigError(f"serve.port: must be one that this user may open, got {port}", hint="take one from 1024 up") from error
+        except OSError as error:
+            if error.errno == 98 or "in use" in str(error):
+                raise Conflict(f"port {port} of {host} must be free, another program listens on it", hint="--port takes another") from error
+            raise ConfigError(f"serve.host: must be an address of this machine, got {host!r}: {error.strerror}") from error
+        return int(probe.getsockname()[1])
+
+
+async def _run(app: App, events: Events, on_ready: Callable[[Running], None] | None) -> None:
+    from granian.constants import HTTPModes, Interfaces
+    from granian.http import HTTP1Settings
+    from granian.server.embed import Server
+
+    config, loop = app.config, asyncio.get_running_loop()
+    target = RsgiApp(app, workers=config.workers or os.cpu_count() or 1)
+    server = Server(
+        target,
+        address="127.0.0.1" if config.host == "localhost" else config.host,
+        port=config.port,
+        interface=Interfaces.RSGI,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=int(config.header_timeout_s * 1000)),
+        websockets=False,
+        backlog=1024,
+        log_enabled=False,
+    )
+
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        app.draining = True
+        stopping.set()
+
+    def stop_from_anywhere() -> None:
+        loop.call_soon_threadsafe(stop)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+    serving = loop.create_task(server.serve())
+    running = Running(url=_url(config), stop=stop_from_anywhere)
+    try:
+        await _listening(config, serving)
+        gc.collect()
+        gc.freeze()
+        events.emit("serve.ready", running.url, url=running.url)
+        told = loop.run_in_executor(None, on_ready, running) if on_ready is not None else None
+        await _first(stopping, serving, told)
+        events.emit("serve.stopping", "finishing requests in flight")
+        server.stop()  # type: ignore[no-untyped-call]
+        _, late = await asyncio.wait({serving}, timeout=config.drain_timeout_s)
+        if late:
+            events.warn("serve.cut", f"requests in flight were cut after {config.drain_timeout_s:g} s")
+            serving.cancel()
+        if told is not None:
+            await told
+        events.emit("serve.stopped", "stopped")
+    finally:
+        target.close()
+
+
+async def _first(stopping: asyncio.Event, serving: asyncio.Task[None], told: asyncio.Future[None] | None) -> None:
+    """Wait until the server is told to stop, or `on_ready` failed.
+
+    Raises:
+        TidemillError: If the server ends by itself.
+    """
+    waiting = asyncio.ensure_future(stopping.wait())
+    watched: set[asyncio.Future[Any]] = {waiting, serving, *([told] if told is not None else [])}
+    while not stopping.is_set():
+        done, watched = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        failed = told is not None and told.done() and told.exception() is not None
+        if failed or serving in done:
+            waiting.cancel()
+        if failed:
+            return
+        if serving in done:
+            raise TidemillError("the server must keep running, it ended by itself")
+
+
+async def _listening(config: ServeConfig, serving: asyncio.Task[None]) -> None:
+    """Wait until a connection is taken.
+
+    Raises:
+        TidemillError: If that does not happen.
+    """
+    host = _reachable(config.host)
+    for _ in range(int(STARTUP_S / 0.01)):
+        if serving.done():
+            break
+        try:
+            _, writer = await asyncio.open_connection(host, config.port)
+        except OSError:
+            await asyncio.sleep(0.01)
+            continue
+        writer.close()
+        return
+    serving.cancel()
+    raise TidemillError(f"the server must listen on {config.host}:{config.port}, it does not")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed, which takes half as many requests again; else asyncio's own."""
+    if find_spec("uvloop") is None:
+        return None
+    import uvloop
+
+    made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return made
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reachable(host: str) -> str:
+    """Where this machine finds a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}.get(host, host)  # noqa: S104 - compared, never bound
+
+
+def _url(config: ServeConfig) -> str:
+    host = _reachable(config.host)
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
