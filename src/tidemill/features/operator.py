@@ -1,0 +1,156 @@
+"""The seam of feature operators: what each is fitted with, its nodes, and its plain NumPy reference.
+
+An operator is a frozen dataclass whose fields are its parameters. It lives in one file, is named by one line of
+`core.load.TABLE["operator"]` (or an entry point, or "module:attribute"), and passes `testing.operator.OperatorConformance`.
+Its three answers must agree: `nodes` for many columns at once in ONNX, `reference` for one column in NumPy, and both
+are told by the JSON statistics that `fit` ends with, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+
+import numpy as np
+
+from tidemill.core.schema import NULL_STRING, NULL_TIMESTAMP
+
+if TYPE_CHECKING:
+    from tidemill.features.builder import Block, Builder
+
+S = TypeVar("S")
+Fitted = dict[str, Any]
+
+Kind = Literal["number", "integer", "string", "time"]
+
+# What a raw column is before its first step. An integer is taken as a number where an operator accepts only those.
+KINDS: dict[str, Kind] = {
+    "boolean": "integer", "int64": "integer", "float32": "number", "float64": "number", "string": "string", "timestamp": "time",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Values:
+    """One column of N values in NumPy.
+
+    `number`: float64, null is NaN. `string`: objects, null is None. `integer` and `time` (microseconds UTC): int64,
+    null where `valid` is False.
+    """
+
+    kind: Kind
+    data: np.ndarray
+    valid: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def known(self) -> np.ndarray:
+        """Where the value is not null, bool [N]."""
+        if self.kind == "number":
+            return np.asarray(~np.isnan(self.data))
+        if self.kind == "string":
+            return np.fromiter((value is not None for value in self.data), bool, len(self.data))
+        return np.ones(len(self.data), bool) if self.valid is None else self.valid
+
+    def as_kind(self, kind: Kind) -> Values:
+        """The same values as another kind; only integers become numbers (beyond 2^53 they round)."""
+        if kind == self.kind:
+            return self
+        if (self.kind, kind) != ("integer", "number"):
+            raise TypeError(f"{self.kind} values are no {kind}")
+        return Values("number", np.where(self.known(), self.data.astype(np.float64), np.nan))
+
+
+def numbers(data: Any) -> Values:
+    """Values of kind `number`."""
+    return Values("number", np.asarray(data, np.float64))
+
+
+def integers(data: Any, valid: np.ndarray | None = None) -> Values:
+    """Values of kind `integer`."""
+    return Values("integer", np.asarray(data, np.int64), valid)
+
+
+def times(data: Any, valid: np.ndarray | None = None) -> Values:
+    """Values of kind `time`; the int64 minimum is null as in the graph."""
+    array = np.asarray(data, np.int64)
+    present = array != NULL_TIMESTAMP
+    return Values("time", array, present if valid is None else present & valid)
+
+
+def strings(data: Any) -> Values:
+    """Values of kind `string`; the noncharacter U+FFFF is null as in the graph."""
+    array = np.empty(len(data), object)
+    array[:] = [None if value == NULL_STRING else value for value in data]
+    return Values("string", array)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a step makes of one column: columns that go on to the next step, and features that are finished."""
+
+    columns: dict[str, Values]
+    sides: dict[str, Values] = field(default_factory=dict)
+
+
+class Fit(Protocol[S]):
+    """A statistic of one column, computed in pieces and merged in order. States are plain, picklable data.
+
+    `update` may change and return the state it is given, `merge` its first argument.
+    """
+
+    def init(self) -> S: ...
+
+    def update(self, state: S, values: Values, counts: np.ndarray | None) -> S:
+        """Take in values; `counts` says how often each occurs (int64 [N]), None means once."""
+        ...
+
+    def merge(self, left: S, right: S) -> S: ...
+
+    def finish(self, state: S) -> Fitted:
+        """The fitted statistics: JSON values, finite, enough for `nodes` and `reference`."""
+        ...
+
+
+class Operator(Protocol):
+    """One step of a column's chain. Immutable; its parameters are its dataclass fields.
+
+    A `check()` method, where there is one, is called when the project is read and raises ConfigError.
+    """
+
+    accepts: ClassVar[tuple[Kind, ...]]
+
+    def fit(self, kind: Kind) -> Fit[Any] | Fitted:
+        """What to fit on a column of this kind, or the fitted statistics themselves where no data is needed.
+
+        Raises:
+            ConfigError: If the parameters do not fit the kind.
+        """
+        ...
+
+    def reference(self, name: str, values: Values, fitted: Fitted) -> Made:
+        """The step on one column in plain NumPy, without ONNX; for the parity gate, and for fitting the next step."""
+        ...
+
+    def nodes(self, graph: Builder, block: Block, fitted: Sequence[Fitted]) -> Block:
+        """The step on several columns at once, as ONNX nodes; side features leave through `graph.emit`.
+
+        Names and their order are those that `reference` gives, column by column.
+        """
+        ...
+
+
+def taken_as(kind: Kind, accepts: Sequence[Kind]) -> Kind | None:
+    """The kind as which an operator takes a column, None where it does not."""
+    if kind in accepts:
+        return kind
+    return "number" if kind == "integer" and "number" in accepts else None
+
+
+def params(operator: Operator) -> Mapping[str, Any]:
+    """An operator's parameters as JSON values."""
+    from tidemill.core.project import to_plain
+
+    plain: Mapping[str, Any] = to_plain(operator)
+    return plain
