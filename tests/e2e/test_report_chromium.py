@@ -11,25 +11,30 @@ from typing import Any
 
 import pytest
 
+from tidemill.ui.drift import render_drift
 from tidemill.ui.report import collect, write_report
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=4000"]  # fmt: skip
-SAMPLE = Path(__file__).parents[1] / "unit" / "ui" / "conftest.py"
+UNIT = Path(__file__).parents[1] / "unit" / "ui"
 HOSTILE = "<script>document.title='owned'</script><img src='http://127.0.0.1:9/x' onerror=\"document.title='owned'\">"
 
 Dump = Callable[..., tuple[str, str]]
 
 
-@pytest.fixture(scope="module")
-def sample() -> Any:
-    """The module that makes a finished run's folders."""
-    spec = importlib.util.spec_from_file_location("finished_run", SAMPLE)
+def _module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"sample_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def sample() -> Any:
+    """The module that makes a finished run's folders."""
+    return _module(UNIT / "conftest.py")
 
 
 @pytest.fixture
@@ -63,6 +68,15 @@ def test_markup_in_the_data_is_shown_and_not_run(sample: Any, browse: Dump, tmp_
     assert "&lt;script&gt;" in dom
     assert "<script" not in dom
     assert "<img" not in dom
+    assert "CONSOLE" not in log, log
+
+
+def test_the_drift_page_is_as_quiet(browse: Dump, tmp_path: Path) -> None:
+    page = tmp_path / "drift.html"
+    page.write_text(render_drift(_module(UNIT / "test_drift_page.py").drifted()), encoding="utf-8")
+    dom, log = browse(page)
+    assert re.findall(r'<section id="(\w+)">', dom) == ["prediction", "quality", "moved", "columns"]
+    assert "<script" not in dom
     assert "CONSOLE" not in log, log
 
 

@@ -143,24 +143,20 @@ def diagonal(*, role: str = "chance") -> Mark:
     return lambda x, y: tag("line", x1="0", y1="100%", x2="100%", y2="0", class_=f"rule {role}")
 
 
-def sparkline(heights: Sequence[float], *, title: str, other: Sequence[float] | None = None) -> Html:
+def sparkline(heights: Sequence[float], *, title: str, other: Sequence[float] = ()) -> Html:
     """A small row of bars; `other` is drawn as an outline over them, on the same scale."""
-    tallest = max([*heights, *(other or [])], default=0) or 1
+    tallest = max([*heights, *other], default=0) or 1
     width = 100 / max(len(heights), 1)
     blocks = "".join(
         f"M{i * width + width * 0.06:.1f} 24V{24 - 24 * _drawn(height / tallest):.1f}H{(i + 1) * width - width * 0.06:.1f}V24z"
         for i, height in enumerate(heights)
         if height > 0
     )
-    outline = None
-    if other:
-        steps = "L".join(
-            f"{i * width:.1f} {24 - 24 * height / tallest:.1f}L{(i + 1) * width:.1f} {24 - 24 * height / tallest:.1f}"
-            for i, height in enumerate(other)
-        )
-        outline = tag("path", d=f"M{steps}", class_="outline")
-    drawn = join(tag("title", title), tag("path", d=blocks), outline)
-    return tag("svg", drawn, class_="spark", viewBox="0 0 100 24", preserveAspectRatio="none", role="img", aria_label=title)
+    tops = [f"{24 - 24 * height / tallest:.1f}" for height in other]
+    outline = "L".join(f"{i * width:.1f} {top}L{(i + 1) * width:.1f} {top}" for i, top in enumerate(tops))
+    drawn = join(tag("title", title), tag("path", d=blocks), tag("path", d=f"M{outline}", class_="outline") if tops else None)
+    class_ = "spark two" if tops else "spark"
+    return tag("svg", drawn, class_=class_, viewBox="0 0 100 24", preserveAspectRatio="none", role="img", aria_label=title)
 
 
 def strip(low: float, high: float, *, band: tuple[float, float] | None, point: float, rules: Sequence[tuple[float, str, str]]) -> Html:
@@ -186,6 +182,17 @@ def bar(share: float, text: Any = None, *, role: str = "model") -> Html:
     """A lying bar inside a table cell, `share` of the cell's width long, with its value behind it."""
     width = f"--share:{max(0.0, min(share, 1.0)) * 100:.1f}%"
     return tag("span", tag("i", style=width, class_=role), tag("b", text) if text is not None else None, class_="bar")
+
+
+def pairs(labels: Sequence[str], first: Sequence[float], second: Sequence[float]) -> Html:
+    """Two lying bars for each label, on one scale, with their shares."""
+    longest = max([*first, *second], default=0) or 1
+    parts: list[Html] = []
+    for label, before, after in zip(labels, first, second, strict=False):
+        drawn = [tag("i", style=f"--share:{100 * share / longest:.1f}%") for share in (before, after)]
+        shares = tag("dd", percent(before), " \u2192 ", tag("b", percent(after)), class_="shares")
+        parts += [tag("dt", label, title=label), tag("dd", *drawn), shares]
+    return tag("dl", *parts, class_="pairs")
 
 
 def share_axis(highest: float, *, label: str = "share of rows") -> Axis:

@@ -135,7 +135,7 @@ def _outcome(stage: str, facts: Mapping[str, Any]) -> str:
     counted = ("columns", "trials", "rounds") if stage == "train" else ("columns", "features", "trials", "rounds")
     parts += [f"{number(facts[key])} {key}" for key in counted if isinstance(facts.get(key), int)]
     metric = facts.get("metric")
-    value = next((facts[key] for key in ("value", "best_value", "valid") if isinstance(facts.get(key), (int, float))), None)
+    value = next((facts[key] for key in ("value", "best", "valid") if isinstance(facts.get(key), (int, float))), None)
     if isinstance(metric, str) and value is not None:
         low, high = facts.get("low"), facts.get("high")
         between = f" ({score(low)} to {score(high)})" if isinstance(low, (int, float)) and isinstance(high, (int, float)) else ""

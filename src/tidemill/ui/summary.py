@@ -33,16 +33,16 @@ def contract(report: Report) -> Section | None:
     rows = [
         (
             join(_promise_name(verdict.promise), tag("small", _metric(verdict.promise, report))),
+            _kept(verdict),
             f"{_relation(verdict.promise)} {_value(verdict.promise, verdict.promise['limit'])}",
             _value(verdict.promise, verdict.measured),
             _measured_interval(verdict.promise, report),
-            _kept(verdict),
             _evidence(verdict.promise, report),
         )
         for verdict in verdicts
     ]
-    columns = ("Promise", "Promised", "Measured", "95 % interval", "Kept", "Evidence")
-    made = table(columns, rows, caption="Promises and what was measured of them", numbers=(1, 2, 3))
+    columns = ("Promise", "Kept", "Promised", "Measured", "95 % interval", "Evidence")
+    made = table(columns, rows, caption="Promises and what was measured of them", numbers=(2, 3, 4))
     return Section(
         id="contract",
         title="Contract",

@@ -30,7 +30,9 @@ def tuning(report: Report) -> Section | None:
     said = [f"{counts['complete']} complete", f"{counts['pruned']} pruned", f"{counts['failed']} failed"]
     lead = f"{len(trials)} trials: " + ", ".join(text for text, count in zip(said, counts.values(), strict=True) if count) + "."
     if best is not None:
-        lead += f" The best, trial {best.get('number')}, reached {score(best['value'])} on the validation split."
+        lead += f" The best, trial {best.get('number')}, reached {score(best['value'])} on the validation split"
+        first = trials[0] if trials[0] in done and trials[0] is not best else None
+        lead += f"; the project's own parameters reached {score(first['value'])}." if first else "."
     charts = join(_history(trials, done, best, lower=lower), _parameters(done, best))
     return Section(id="tuning", title="Tuning", lead=lead, body=join(charts, _trials(trials, best)))
 
