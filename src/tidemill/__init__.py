@@ -2,7 +2,8 @@
 
     import tidemill as tm
 
-    package = tm.Package.open("flights/3")
+    model = tm.fit(frame, target="late")
+    model.predict(frame)
 
 Names are imported when they are first used, so that `import tidemill` costs next to nothing.
 """
@@ -14,10 +15,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tidemill.core.errors import TidemillError
     from tidemill.core.package import Package
+    from tidemill.estimator import Model, fit
 
-__all__ = ["Package", "TidemillError", "__version__"]
+__all__ = ["Model", "Package", "TidemillError", "__version__", "fit"]
 
-_HOMES = {"Package": "tidemill.core.package", "TidemillError": "tidemill.core.errors"}
+_HOMES = {
+    "Model": "tidemill.estimator",
+    "Package": "tidemill.core.package",
+    "TidemillError": "tidemill.core.errors",
+    "fit": "tidemill.estimator",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -59,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from tidemill import pipeline
-    from tidemill.ui.collect import collect
-    from tidemill.ui.report import write_report
+    from tidemill.ui.report import collect, write_report
 
     project = _project(options)
     if options.dry_run:

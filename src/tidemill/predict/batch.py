@@ -67,9 +67,11 @@ def predict(
     config = engine or EngineConfig()
     kept = list(package.keys if keep is None else keep)
     columns = list(dict.fromkeys([*kept, *package.schema.names]))
-    rows = load("engine", config.data)(config).scan(Source(path=str(source)), None)
-    _check_columns(rows.schema.names, columns, kept)
-    rows = load("engine", config.data)(config).scan(Source(path=str(source)), columns)
+    data = load("engine", config.data)(config)
+    given = data.scan(Source(path=str(source)), None).schema.names
+    _check_columns(given, columns, kept)
+    # A CSV's columns are what the package says, not what their values look like.
+    rows = data.scan(Source(path=str(source), types={column.name: column.type for column in package.schema}), columns)
     predictor = Predictor(package, threads=config.threads or os.cpu_count() or 1)
 
     output = output.absolute()
