@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tidemill.core.artifact import hash_file
-from tidemill.core.engine import EngineConfig
 from tidemill.core.errors import DataError
 from tidemill.core.events import Events
 from tidemill.core.package import Package, Predictor
@@ -122,37 +121,39 @@ def fit(
         ContractViolation: If the model is not better than the trivial one, or breaks another promise.
         TidemillError: As `tidemill run` would.
     """
+    tree: dict[str, Any] = {"name": name, "seed": seed, **sections}
+    tree["data"] = {"target": target, "keys": list(keys), **({"weight": weight} if weight else {}), **sections.get("data", {})}
+    tree["model"] = {"kind": model, **sections.get("model", {})}
+    if task is not None:
+        tree["task"] = task
+    if trials:
+        tree["tune"] = {"trials": trials, **sections.get("tune", {})}
+    if home is not None:
+        return _fit(to_arrow(data), tree, Path(home), events)
+    temporary = tempfile.mkdtemp(prefix="tidemill-")
+    try:
+        made = _fit(to_arrow(data), tree, Path(temporary), events)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    weakref.finalize(made, shutil.rmtree, temporary, ignore_errors=True)
+    return made
+
+
+def _fit(batch: pa.RecordBatch, tree: dict[str, Any], folder: Path, events: Events | None) -> Model:
+    """Run the project that `tree` describes, on the batch, in `folder`."""
     from tidemill import pipeline
     from tidemill.ui.report import collect, write_report
 
-    temporary = Path(tempfile.mkdtemp(prefix="tidemill-")) if home is None else None
-    folder = Path(home) if temporary is None else temporary  # type: ignore[arg-type]
-    try:
-        tree: dict[str, Any] = {"name": name, "seed": seed, **sections}
-        frame = {"source": str(_store(to_arrow(data), folder / "frames")), "target": target, "keys": list(keys)}
-        tree["data"] = {**frame, **({"weight": weight} if weight else {}), **sections.get("data", {})}
-        tree["model"] = {"kind": model, **sections.get("model", {})}
-        if task is not None:
-            tree["task"] = task
-        if trials:
-            tree["tune"] = {"trials": trials, **sections.get("tune", {})}
-        project = from_tree(tree, folder=folder, where="fit")
-        run = pipeline.run(project, home=folder, events=events)
-        report = run.folder / "report.html"
-        write_report(collect(run.stages, run=run.to_json()), report)
-        if run.refused is not None:
-            raise run.refused
-        package = run.package
-        if package is None:
-            raise DataError("the run ended without a package")
-        made = Model(package, report=report, threads=(project.engine or EngineConfig()).threads or 1)
-    except BaseException:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if temporary is not None:
-        weakref.finalize(made, shutil.rmtree, temporary, ignore_errors=True)
-    return made
+    tree["data"]["source"] = str(_store(batch, folder / "frames"))
+    project = from_tree(tree, folder=folder, where="fit")
+    run = pipeline.run(project, home=folder, events=events)
+    report = write_report(collect(run.stages, run=run.to_json()), run.folder / "report.html")
+    if run.refused is not None:
+        raise run.refused
+    if run.package is None:
+        raise DataError("the run ended without a package")
+    return Model(run.package, report=report, threads=project.engine.threads or 1)
 
 
 def to_arrow(data: Any) -> pa.RecordBatch:

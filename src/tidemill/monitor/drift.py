@@ -54,7 +54,7 @@ def report(
     where = "lengths" if "lengths" in reference else "columns"
     columns = [_compare(name, sketch, current[where][name], config) for name, sketch in reference[where].items()]
     predictions = [_compare(name, sketch, current["predictions"][name], config) for name, sketch in reference["predictions"].items()]
-    found = {
+    found: dict[str, Any] = {
         "name": package.name,
         "version": package.version,
         "identity": package.identity,
