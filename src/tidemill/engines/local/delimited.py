@@ -19,7 +19,6 @@ import gzip
 import io
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -147,9 +146,8 @@ def _names(files: Mapping[Path, Path], source: Source, delimiter: str) -> list[s
 
 def _first_row(file: Path, shown: Path, delimiter: str) -> list[str]:
     try:
-        with ExitStack() as stack:
-            binary = stack.enter_context(gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb"))
-            text = stack.enter_context(io.TextIOWrapper(cast(BinaryIO, binary), encoding="utf-8-sig", newline=""))
+        opened = gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")  # noqa: SIM115 - closed by the next line
+        with opened, io.TextIOWrapper(cast(BinaryIO, opened), encoding="utf-8-sig", newline="") as text:
             return next(csv.reader(text, delimiter=delimiter), [])
     except UnicodeDecodeError as error:
         raise DataError(f"source {shown} must be UTF-8 text: {error.reason}", hint="convert it, such as with iconv") from error

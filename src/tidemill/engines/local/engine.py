@@ -104,7 +104,7 @@ class LocalEngine:
         except TypeError:
             raise DataError(f"must be a Narwhals lazy frame, got {type(frame).__name__}") from None
         if isinstance(native, duckdb.DuckDBPyRelation):
-            return QueryRows(native, self._connection)
+            return QueryRows(_without_huge(native), self._connection)
         wrapped = nw.from_native(native)
         eager = wrapped.collect("pyarrow") if isinstance(wrapped, nw.LazyFrame) else wrapped
         return QueryRows(self._connection.from_arrow(eager.to_arrow()), self._connection)
@@ -139,6 +139,15 @@ def _local(rows: Rows) -> LocalRows:
     if not isinstance(rows, (QueryRows, MappedRows)):
         raise DataError(f"rows must come from this engine, got {type(rows).__name__}")
     return rows
+
+
+def _without_huge(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """Sums of integers are 128 bits wide in DuckDB: back to 64, or an error where one does not fit."""
+    kinds = dict(zip(relation.columns, map(str, relation.types), strict=True))
+    if not any("HUGEINT" in kind for kind in kinds.values()):
+        return relation
+    parts = [f"CAST({quoted(name)} AS BIGINT) AS {quoted(name)}" if "HUGEINT" in kind else quoted(name) for name, kind in kinds.items()]
+    return relation.project(", ".join(parts))
 
 
 def _scratch_folder(parent: Path | None) -> Path:

@@ -1,0 +1,1 @@
+"""From sources to checked, split and described rows."""

@@ -1,0 +1,207 @@
+"""`[data]`: where rows come from, what must hold of them and how they are split."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from tidemill.core.engine import Source
+from tidemill.core.errors import ConfigError
+from tidemill.core.project import build
+
+ONE = "table"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One table to read."""
+
+    path: str
+    """File, glob or Hive folder of Parquet or CSV, plain or packed (.gz, .bz2, .zip); relative to the project file."""
+    format: Literal["parquet", "csv"] | None = None
+    """Overrides what the suffix says."""
+    null: tuple[str, ...] = Source.null
+    """CSV: texts that stand for null."""
+    delimiter: str | None = None
+    """CSV: one character between values; a comma, or a tab where the suffix is .tsv."""
+    header: bool = True
+    """CSV: whether the first line names the columns."""
+    names: tuple[str, ...] | None = None
+    """CSV: names of the columns, instead of the first line's or where there is none."""
+    types: dict[str, Literal["boolean", "int64", "float32", "float64", "string", "timestamp"]] = field(default_factory=dict)
+    """CSV: types of columns that must not be told from their values, such as `zip = "string"`."""
+
+    unbuilt: ClassVar[dict[str, str]] = {
+        "query": "export the query's rows to Parquet and name the file",
+        "url": "export the table to Parquet and name the file",
+    }
+
+    def check(self) -> None:
+        if not self.path:
+            raise ConfigError("data.source: a path must not be empty")
+        if self.delimiter is not None and len(self.delimiter) != 1:
+            raise ConfigError(f"data.source: delimiter must be one character, got {self.delimiter!r}")
+
+    def resolved(self, folder: Path) -> Source:
+        """The source with its path under the project's folder."""
+        path = self.path if "://" in self.path else str((folder / Path(self.path).expanduser()).absolute())
+        return Source(
+            path=path, format=self.format, null=self.null, delimiter=self.delimiter, header=self.header, names=self.names, types=self.types
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How rows are divided into train, valid and test.
+
+    Each way orders rows, or groups of rows, by one number, and cuts that order at the fractions: test first, then valid, the rest
+    is train. Rows with the same number are never parted, so the sizes are exact up to such ties.
+    """
+
+    by: Literal["random", "stratified", "time", "group"] = "random"
+    """random: by a seeded hash of `keys`, or of the whole row where there are none; stratified: the same within each class;
+    time: the newest rows are test, those before them valid; group: by a seeded hash of `column`, so that a group is never parted."""
+    column: str | None = None
+    """The column of time or group; of strata for stratified, the target where absent."""
+    valid: float = field(default=0.1, metadata={"min": 0.0, "max": 1.0})
+    """Share of rows that tuning and early stopping look at, above 0."""
+    test: float = field(default=0.1, metadata={"min": 0.0, "max": 1.0})
+    """Share of rows that only the gate looks at, above 0."""
+
+    def check(self) -> None:
+        if self.by in ("time", "group") and not self.column:
+            raise ConfigError(f'data.split: by = "{self.by}" must name its column', hint=f'split = {{ by = "{self.by}", column = "..." }}')
+        if self.by == "random" and self.column:
+            raise ConfigError(
+                f'data.split.column: has no effect with by = "random", got {self.column!r}',
+                hint="did you mean by group, time or stratified?",
+            )
+        if min(self.valid, self.test) <= 0 or self.valid + self.test >= 1:
+            raise ConfigError(
+                f"data.split: valid and test must be above 0 and leave rows to train on, got valid {self.valid} + test {self.test}"
+                f" = {self.valid + self.test:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckFields:
+    """What must hold of one column, for every value that is not null."""
+
+    min: Any = None
+    """Smallest value allowed: a number, or a time as ISO text."""
+    max: Any = None
+    """Largest value allowed: a number, or a time as ISO text."""
+    not_null: bool = False
+    """No value may be null."""
+    unique: bool = False
+    """No value may occur twice."""
+    allowed: tuple[Any, ...] | None = None
+    """The values allowed; written `in = [...]` in the project file."""
+    regex: str | None = None
+    """Pattern that each whole text must match (RE2 syntax)."""
+    max_null_share: float | None = field(default=None, metadata={"min": 0.0, "max": 1.0})
+    """Largest share of nulls, 0..1."""
+    severity: Literal["error", "warn"] = "error"
+    """error: a breach stops the run; warn: it is reported."""
+
+    def check(self) -> None:
+        for bound in (self.min, self.max):
+            if isinstance(bound, bool) or not isinstance(bound, (int, float, str, type(None))):
+                raise ConfigError(f"data.checks: min and max must be numbers or times as ISO text, got {bound!r}")
+        if self.regex is not None:
+            try:
+                re.compile(self.regex)
+            except re.error as error:
+                raise ConfigError(f"data.checks: regex must be a pattern, got {self.regex!r}: {error}") from error
+
+
+class CheckConfig(CheckFields):
+    """The checks of one column, with `in` for `allowed`, which Python keeps for itself."""
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any], path: str, where: str) -> CheckConfig:
+        known = {("allowed" if key == "in" else key): _plain(value) for key, value in tree.items()}
+        return cls(**vars(build(CheckFields, known, path=path, where=where)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where rows come from, what must hold of them and how they are split."""
+
+    source: Any
+    """One path, or a table of name = path; a path may be a table { path, format, null, delimiter, header, names, types }."""
+    target: str
+    """The column to predict."""
+    prepare: Any = None
+    """`module:function` beside the project file, or a function: Narwhals lazy frames, matched to its parameters by source name,
+    to one lazy frame. Needed where there are several sources."""
+    columns: tuple[str, ...] | None = None
+    """Columns to keep of the table, after `prepare`; all where absent."""
+    keys: tuple[str, ...] = ()
+    """Columns that identify a row: copied through to predictions, no features."""
+    weight: str | None = None
+    """Column of row weights, at least 0, no feature."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """How rows are divided into train, valid and test."""
+    checks: dict[str, CheckConfig] = field(default_factory=dict)
+    """What must hold of the table, by column."""
+    sample: float = field(default=1.0, metadata={"min": 0.0, "max": 1.0})
+    """Share of rows to work on, above 0, chosen by a hash of `keys`, or of the whole row where there are none."""
+    leakage: float = field(default=0.98, metadata={"min": 0.5, "max": 1.0})
+    """A column that alone predicts the target this well (ROC AUC or R2 on rows not looked at) is reported as a leak."""
+
+    def check(self) -> None:
+        self.sources()
+        self.split.check()
+        if not self.sample > 0:
+            raise ConfigError(f"data.sample: must be above 0 and at most 1, got {self.sample}")
+        if isinstance(self.prepare, str) and not re.fullmatch(r"[\w.]+:\w+", self.prepare):
+            raise ConfigError(f'data.prepare: must be "module:function", got {self.prepare!r}')
+        if self.prepare is not None and not isinstance(self.prepare, str) and not callable(self.prepare):
+            raise ConfigError(f'data.prepare: must be "module:function" or a function, got {self.prepare!r}')
+        if self.prepare is None and len(self.sources()) > 1:
+            raise ConfigError(
+                f"data.prepare: must join the {len(self.sources())} sources into one table", hint='prepare = "module:function"'
+            )
+        roles = [("target", self.target), *(("keys", key) for key in self.keys), *([("weight", self.weight)] if self.weight else [])]
+        for position, (role, name) in enumerate(roles):
+            for other, taken in roles[:position]:
+                if name == taken:
+                    raise ConfigError(f"data.{role}: a column has one role, {name!r} is in {other} too")
+        if self.columns is not None:
+            needed = [name for _, name in roles] + ([self.split.column] if self.split.column else []) + list(self.checks)
+            missing = [name for name in needed if name not in self.columns]
+            if missing:
+                raise ConfigError(f"data.columns: must list {missing[0]!r}, which the target, keys, weight, split or checks need")
+
+    def sources(self) -> dict[str, SourceConfig]:
+        """The tables by name; a single unnamed one is called `table`.
+
+        Raises:
+            ConfigError: If the value is neither a path nor a table of them.
+        """
+        source = self.source
+        if isinstance(source, (str, Path, SourceConfig)) or (isinstance(source, Mapping) and "path" in source):
+            return {ONE: _source(source, "data.source")}
+        if not isinstance(source, Mapping) or not source:
+            raise ConfigError(f"data.source: must be a path or a table of name = path, got {source!r}")
+        for name in source:
+            if not str(name).isidentifier():
+                raise ConfigError(f"data.source.{name}: a source's name must be usable as a parameter of prepare")
+        return {str(name): _source(value, f"data.source.{name}") for name, value in source.items()}
+
+
+def _source(value: Any, path: str) -> SourceConfig:
+    if isinstance(value, (str, Path)):
+        value = {"path": str(value)}
+    made: SourceConfig = build(SourceConfig, value, path=path)
+    made.check()
+    return made
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, (dt.date, dt.time)) else value
