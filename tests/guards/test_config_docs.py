@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 SRC = Path(__file__).parents[2] / "src"
@@ -13,7 +15,7 @@ def test_every_config_field_is_documented() -> None:
     silent = []
     for path in sorted((SRC / "tidemill").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        silent += [f"{path.relative_to(SRC)}: {name}" for name in undocumented(tree, whole_file=path.name == "config.py")]
+        silent += [f"{path.relative_to(SRC)}: {name}" for name in undocumented(tree)]
     assert silent == []
 
 
@@ -33,19 +35,27 @@ def test_every_section_is_a_frozen_keyword_only_dataclass() -> None:
 
 
 def test_a_silent_field_is_seen() -> None:
-    tree = ast.parse('@dataclass(frozen=True)\nclass AConfig:\n    a: int\n    """Says."""\n    b: int = 1\n    c: ClassVar[int] = 2\n')
-    assert list(undocumented(tree, whole_file=False)) == ["AConfig.b"]
+    tree = ast.parse(
+        '@dataclass(frozen=True)\nclass AConfig:\n    a: int\n    """Says."""\n    b: int = 1\n    c: ClassVar[int] = 2\n    d: B | None = None\n    """Says."""\n@dataclass\nclass B:\n    x: int'
+    )
+    assert list(undocumented(tree)) == ["AConfig.b", "B.x"]
 
 
-def undocumented(tree: ast.Module, *, whole_file: bool) -> Iterator[str]:
-    """The fields of config structs with no text under them; `whole_file` counts every dataclass as one."""
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.ClassDef) or not any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-            continue
-        if not (whole_file or node.name.endswith("Config") or node.name == "Project"):
-            continue
-        for field, below in zip(node.body, [*node.body[1:], None], strict=True):
-            if not isinstance(field, ast.AnnAssign) or "ClassVar" in ast.unparse(field.annotation):
-                continue
-            if not (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)):
-                yield f"{node.name}.{ast.unparse(field.target)}"
+def undocumented(tree: ast.Module) -> Iterator[str]:
+    """The fields with no text under them, of config structs and of the structs that their fields are made of."""
+    structs = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and "dataclass" in decorators(node)}
+    config = {name for name in structs if name.endswith("Config") or name == "Project"}
+    for node in [structs[name] for name in sorted(config)]:
+        told = " ".join([*(ast.unparse(field.annotation) for field in fields(node)), *(ast.unparse(base) for base in node.bases)])
+        config |= {name for name in structs if re.search(rf"\b{name}\b", told)}
+    for node in (structs[name] for name in sorted(config)):
+        texts = {id(field) for field, below in pairwise(node.body) if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)}
+        yield from (f"{node.name}.{ast.unparse(field.target)}" for field in fields(node) if id(field) not in texts)
+
+
+def decorators(node: ast.ClassDef) -> str:
+    return " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
+    return [field for field in node.body if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation)]
