@@ -129,6 +129,7 @@ def test_a_full_distinct_sketch_goes_through_json():
 
 def test_hashes_are_the_same_everywhere_and_for_every_batch():
     assert hash_values(np.array([0, 1, -1])).tolist() == [16294208416658607535, 10451216379200822465, 16490336266968443936]
+    assert hash_values(["", "a", "航班"]).tolist() == [16294208416658607535, 12166200078605247681, 5352865773118925111]
     assert hash_values(["", "a", "航班"]).tolist() == [hash_values([text])[0] for text in ("", "a", "航班")]
     texts = ["", "\0", "\0\0", "a", "b", "ab", "ba", "a\0", "\ud800", "é", "e\u0301"]
     assert len(set(hash_values(texts).tolist())) == len(texts)
@@ -187,6 +188,8 @@ def test_merging_quantiles_is_associative_within_the_bound_and_repeats():
     left, right = a.merge(b).merge(c), a.merge(b.merge(c))
     places = np.linspace(-3, 3, 50)
     assert (np.abs(left.ranks(places) - right.ranks(places)) <= (left.rank_error + right.rank_error) * 9_000).all()
+    assert left.up >= a.up + b.up + c.up > 0
+    assert left.down >= a.down + b.down + c.down > 0
     assert whole(left) == whole(Quantiles.of(parts[0]).merge(b).merge(c))
     assert whole(Quantiles.from_json(whole(left))) == whole(left)
 
