@@ -106,7 +106,7 @@ def _string_hashes(texts: list[str]) -> Hashes:
     """A polynomial of each text's code points modulo 2^64; each is mixed first, so that none counts as nothing."""
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     ends = np.cumsum(lengths)
-    points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
     powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, _FACTOR, dtype=np.uint64))
     position = np.arange(len(points)) - np.repeat(ends - lengths, lengths)
     running = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(_mixed(points) * powers[position], dtype=np.uint64)])
