@@ -6,12 +6,14 @@ with one chain of steps are stacked into one tensor [N, C], and their statistics
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from tidemill.core.errors import ConfigError
 from tidemill.core.graph import IR_VERSION, OPSETS
 from tidemill.core.schema import NULL_BOOLEAN, VALID_SUFFIX, Column
 from tidemill.features.operator import Kind
@@ -55,7 +57,7 @@ class Builder:
         self._nodes: list[Any] = []
         self._constants: dict[tuple[Any, ...], str] = {}
         self._initializers: list[Any] = []
-        self._features: list[tuple[str, list[tuple[str, str, bool]]]] = []
+        self._features: list[tuple[str, list[tuple[str, str]]]] = []
 
     def node(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Add a node of one output and return the output's name."""
@@ -126,9 +128,9 @@ class Builder:
         valid = tuple(name + VALID_SUFFIX for name in names) if columns[0].type == "int64" and columns[0].nullable else ()
         return Block(kind=kind, names=names, origins=names, tensors=names, element=ELEMENTS[columns[0].type], valid=valid)
 
-    def emit(self, block: Block, *, side: bool = False) -> None:
-        """Let a block's columns leave as features; `side` ones come after their raw column's others."""
-        leaving = [(origin, name, side) for origin, name in zip(block.origins, block.names, strict=True)]
+    def emit(self, block: Block) -> None:
+        """Let a block's columns leave as features, null NaN."""
+        leaving = list(zip(block.origins, block.names, strict=True))
         if block.element == FLOAT and not block.valid and len(block.tensors) == len(block):
             self._features += [(tensor, [place]) for tensor, place in zip(block.tensors, leaving, strict=True)]
             return
@@ -142,29 +144,32 @@ class Builder:
         self._features.append((made, leaving))
 
     def finish(self, columns: Sequence[Column]) -> tuple[bytes, list[str]]:
-        """The serialized graph from these raw columns to `features` float32 [N, F], and the features' names.
+        """The serialized graph from these raw columns to `features` float32 [N, F], and the features' names in its order.
 
-        Features come in the order of their raw columns.
+        Raises:
+            ConfigError: If two features have one name.
         """
         from onnx import helper
 
-        rank = {column.name: i for i, column in enumerate(columns)}
-        leaving = [place for _, places in self._features for place in places]
-        order = sorted(range(len(leaving)), key=lambda i: (rank[leaving[i][0]], leaving[i][2]))
-        together = self.node("Concat", *(tensor for tensor, _ in self._features), axis=1)
-        if order != list(range(len(leaving))):
-            together = self.node("Gather", together, self.constant(order, np.int64), axis=1)
+        names = [name for _, places in self._features for _, name in places]
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            makers = sorted({origin for _, places in self._features for origin, name in places if name == twice})
+            raise ConfigError(
+                f"features must have names of their own, columns {' and '.join(makers)} make {twice!r}", hint="rename one in prepare"
+            )
+        self.node("Concat", *(tensor for tensor, _ in self._features), axis=1)
         self._nodes[-1].output[0] = "features"
         inputs = []
         for column in columns:
             inputs.append(helper.make_tensor_value_info(column.name, ELEMENTS[column.type], [None, 1]))
             if column.type == "int64" and column.nullable:
                 inputs.append(helper.make_tensor_value_info(column.name + VALID_SUFFIX, BOOL, [None, 1]))
-        output = helper.make_tensor_value_info("features", FLOAT, [None, len(leaving)])
+        output = helper.make_tensor_value_info("features", FLOAT, [None, len(names)])
         graph = helper.make_graph(self._nodes, "features", inputs, [output], self._initializers)
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="tidemill")
-        return model.SerializeToString(deterministic=True), [leaving[i][1] for i in order]
+        return model.SerializeToString(deterministic=True), names
 
     def _raw_numbers(self, columns: Sequence[Column]) -> Block:
         """Columns of several types as numbers: converted type by type, so that each costs its nodes once."""

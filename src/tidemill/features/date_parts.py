@@ -194,11 +194,12 @@ def _whole_seconds(graph: Builder, microseconds: str) -> str:
 
 def _since(local: np.ndarray, unit: str, within: str) -> np.ndarray:
     """Whole units since the last whole `within`, such as days of the month."""
-    return (local.astype(f"M8[{unit}]") - local.astype(f"M8[{within}]").astype(f"M8[{unit}]")).astype(np.int64)
+    since: np.ndarray = (local.astype(f"M8[{unit}]") - local.astype(f"M8[{within}]").astype(f"M8[{unit}]")).astype(np.int64)
+    return since
 
 
 def _weekday_of(local: np.ndarray) -> np.ndarray:
-    return np.asarray((local.astype("M8[D]").astype(np.int64) + 3) % 7)
+    return (local.astype("M8[D]").astype(np.int64) + 3) % 7
 
 
 _REFERENCE: dict[str, Callable[[np.ndarray], np.ndarray]] = {

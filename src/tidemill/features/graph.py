@@ -16,7 +16,8 @@ from tidemill.features.reference import operator_of, statistics_of
 def build_graph(description: Mapping[str, Any]) -> tuple[bytes, list[str]]:
     """The graph from raw columns to `features` float32 [N, F], and the features' names in order.
 
-    Columns of one kind with the same steps go through the same nodes. Features come in the order of their raw columns.
+    Columns of one kind with the same steps go through the same nodes. Features come block by block, for a
+    node that put them in another order would cost more than many of them; their names say which is which.
 
     Args:
         description: `inputs` and `columns` as `features.json` holds them.

@@ -113,4 +113,4 @@ class Impute:
 def _emit_missing(graph: Builder, block: Block, marked: Sequence[int], tensors: tuple[str, ...]) -> None:
     names = tuple(f"{block.names[i]}.missing" for i in marked)
     origins = tuple(block.origins[i] for i in marked)
-    graph.emit(Block(kind="integer", names=names, origins=origins, tensors=tensors, element=BOOL), side=True)
+    graph.emit(Block(kind="integer", names=names, origins=origins, tensors=tensors, element=BOOL))

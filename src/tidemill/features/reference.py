@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def features(description: Mapping[str, Any], table: pa.Table | pa.RecordBatch) -> np.ndarray:
-    """Features of raw rows, float32 [N, F], computed column by column without any graph.
+    """Features of raw rows, float32 [N, F] in the order of `names`, computed column by column without any graph.
 
     Args:
         description: What `features.json` holds.
@@ -29,7 +29,7 @@ def features(description: Mapping[str, Any], table: pa.Table | pa.RecordBatch) -
     """
     schema = Schema.from_json(description["inputs"])
     signature = RowSignature(schema)
-    made: list[np.ndarray] = []
+    made: dict[str, np.ndarray] = {}
     for column in schema:
         values = {column.name: raw_values(signature.arrow_column(table, column), column)}
         sides: dict[str, Values] = {}
@@ -37,8 +37,8 @@ def features(description: Mapping[str, Any], table: pa.Table | pa.RecordBatch) -
             result = apply(operator_of(step), values, statistics_of(step, list(values)))
             values = result.columns
             sides.update(result.sides)
-        made += [_feature(one) for one in (*values.values(), *sides.values())]
-    return np.stack(made, axis=1) if made else np.empty((table.num_rows, 0), np.float32)
+        made.update({name: _feature(one) for name, one in {**values, **sides}.items()})
+    return np.stack([made[name] for name in description["names"]], axis=1)
 
 
 def apply(operator: Operator, values: Mapping[str, Values], fitted: Mapping[str, Fitted]) -> Made:
