@@ -61,7 +61,7 @@ def run(project: Project, out: Path, *, events: Events, sample: float = 1.0) -> 
         warnings = _leaks(engine, rows, cuts, final, facts, config, counts, known=known)
         _write_tables(out, config, final, facts, sizes, sketches, results, warnings)
     for warning in warnings:
-        events.warn("data.leakage", warning["message"], **{key: value for key, value in warning.items() if key != "message"})
+        events.warn("data.leakage", warning["message"], sign=warning["kind"], column=warning["column"], value=warning["value"])
     shutil.rmtree(out / STAGING, ignore_errors=True)
     return {
         "task": facts.task,
