@@ -20,7 +20,7 @@ State = Literal["ok", "missing", "warning"]
 _EXTRAS = {
     "serve": {"granian": "granian", "msgspec": "msgspec"},
     "train": {
-        "duckdb": "duckdb", "narwhals": "narwhals", "onnx": "onnx", "onnxmltools": "onnxmltools", "optuna": "optuna", "pyarrow": "pyarrow",
+        "duckdb": "duckdb", "narwhals": "narwhals", "onnx": "onnx", "optuna": "optuna", "pyarrow": "pyarrow",
         "scikit-learn": "sklearn", "skl2onnx": "skl2onnx", "skops": "skops", "xgboost-cpu": "xgboost",
     },
     "torch": {"tokenizers": "tokenizers", "torch": "torch", "transformers": "transformers"},

@@ -50,7 +50,7 @@ TABLE: dict[str, dict[str, str]] = {
 
 # The extra that brings a library, for the message of a failed import.
 EXTRAS = {
-    "duckdb": "train", "narwhals": "train", "onnx": "train", "onnxmltools": "train", "optuna": "train",
+    "duckdb": "train", "narwhals": "train", "onnx": "train", "optuna": "train",
     "pyarrow": "train", "sklearn": "train", "skl2onnx": "train", "skops": "train", "xgboost": "train",
     "granian": "serve", "msgspec": "serve",
     "tokenizers": "torch", "torch": "torch", "transformers": "torch", "mlflow": "mlflow", "psycopg": "postgres",
