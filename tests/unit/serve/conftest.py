@@ -1,0 +1,67 @@
+"""An application over tiny packages, asked without a socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tidemill.core.events import Event, Events
+from tidemill.serve.app import App
+from tidemill.serve.config import ServeConfig
+from tidemill.serve.http import Request, Response
+from tidemill.serve.server import load
+from tidemill.testing.packages import tiny_package
+
+Ask = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one tiny package a task, named as its task."""
+    folder = tmp_path_factory.mktemp("packages")
+    for task in ("binary", "multiclass", "regression", "text", "embedding"):
+        tiny_package(folder / task, task=task, name=task)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture
+def seen() -> list[Event]:
+    """Events that the application of `app` emitted."""
+    return []
+
+
+@pytest.fixture
+def app(packages: Path, seen: list[Event]) -> App:
+    """All tiny packages behind one application; `binary`, version 3, is the default."""
+    from tidemill.core.package import Package
+
+    names = ("binary", "multiclass", "regression", "text", "embedding")
+    opened = [Package.open(packages / name, version="3" if name == "binary" else None) for name in names]
+    return load(opened, config=ServeConfig(max_batch_rows=50), events=Events(seen.append))
+
+
+@pytest.fixture
+def send(app: App) -> Callable[..., Response]:
+    """Sends one request: a body as it stands, or a value as JSON."""
+
+    def ask(method: str, path: str, body: Any = None, **headers: str) -> Response:
+        content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        named = {key.replace("_", "-"): value for key, value in headers.items()}
+        return app.handle(Request(method, path, "", named, content))
+
+    return ask
+
+
+@pytest.fixture
+def ask(send: Callable[..., Response]) -> Ask:
+    """As `send`, and reads the answer: status and value."""
+
+    def asked(method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        response = send(method, path, body, **headers)
+        return response.status, json.loads(response.body) if response.body else None
+
+    return asked
