@@ -181,11 +181,12 @@ def _serve(options: argparse.Namespace) -> int:
     from tidemill.serve.server import serve
 
     packages = [_resolve(options, ref) for ref in options.models]
-    given = {"host": options.host, "port": options.port, "threads": options.threads, "log": options.log}
+    logging = {"log": True, "log_folder": options.log} if options.log else {}
+    given = {"host": options.host, "port": options.port, "threads": options.threads, **logging}
     config = build(
         load("section", "serve"), {key: value for key, value in given.items() if value is not None}, path="serve", where="command line"
     )
-    serve(packages, config=config, accept_latency=options.accept_latency, allow_open=options.allow_open)
+    serve(packages, config=config, accept_latency=options.accept_latency, allow_open=options.allow_open, events=_events(options))
     return EXIT_DONE
 
 
