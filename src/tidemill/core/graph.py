@@ -36,6 +36,7 @@ NUMPY_TYPES: dict[str, Any] = {
 # Beyond this width a fixed-width NumPy string array costs more than one of Python strings.
 MAX_FIXED_WIDTH = 64
 
+_NO_VALUES = np.empty((0, 1), object)
 _INT64 = range(-(2**63), 2**63)
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -151,6 +152,7 @@ class BulkGraph:
         self._rest = session(rest, threads=threads)
         self._rest_inputs = {value.name for value in self._rest.get_inputs()}
         self.outputs = [value.name for value in self._rest.get_outputs()]
+        self._last: dict[str, tuple[pa.Array, Arrays]] = {}
 
     def run(self, batch: pa.RecordBatch, outputs: Sequence[str] | None = None) -> Arrays:
         """The named outputs for a batch of raw rows.
@@ -160,24 +162,43 @@ class BulkGraph:
         """
         wanted = list(outputs or self.outputs)
         inputs: Arrays = {}
-        distinct: Arrays = {}
-        places: Arrays = {}
+        coded: dict[str, tuple[pa.Array, np.ndarray]] = {}
         for column in self.signature.schema:
             array = self.signature.arrow_column(batch, column)
             if column.type != "string":
                 _numbers_to_numpy(column, array, inputs)
             elif column.name in self._strings:
-                distinct[column.name], places[column.name] = _dictionary(array)
+                coded[column.name] = _dictionary(array)
             if column.type == "string" and column.name in self._rest_inputs:
                 inputs[column.name] = _strings_to_numpy(array)
-        if self._per_value is not None:
-            crossing = [name for tensors in self._strings.values() for name in tensors]
-            results = dict(zip(crossing, self._per_value.run(crossing, distinct), strict=True))
-            for column_name, tensors in self._strings.items():
-                for name in tensors:
-                    inputs[name] = results[name].take(places[column_name], axis=0)
+        made = self._of_values({name: dictionary for name, (dictionary, _) in coded.items()})
+        for column_name, tensors in self._strings.items():
+            places = coded[column_name][1]
+            for name in tensors:
+                inputs[name] = made[name].take(places, axis=0)
         used = {name: value for name, value in inputs.items() if name in self._rest_inputs}
         return dict(zip(wanted, self._rest.run(wanted, used), strict=True))
+
+    def _of_values(self, dictionaries: Mapping[str, pa.Array]) -> Arrays:
+        """What crosses the cut, one row for each distinct value of its column and a last one for null.
+
+        Batches of one row group share their dictionaries: a column's last one is kept with its results.
+        """
+        made: Arrays = {}
+        stale: Arrays = {}
+        for name, dictionary in dictionaries.items():
+            last = self._last.get(name)
+            if last is not None and dictionary.equals(last[0]):
+                made.update(last[1])
+            else:
+                stale[name] = _distinct_values(dictionary)
+        if stale and self._per_value is not None:
+            crossing = [tensor for name in stale for tensor in self._strings[name]]
+            feeds = {name: stale.get(name, _NO_VALUES) for name in self._strings}
+            made.update(zip(crossing, self._per_value.run(crossing, feeds), strict=True))
+            for name in stale:
+                self._last[name] = dictionaries[name], {tensor: made[tensor] for tensor in self._strings[name]}
+        return made
 
 
 def session(model: Path | bytes, *, threads: int = 1) -> ort.InferenceSession:
@@ -261,27 +282,30 @@ def _strings_to_numpy(array: pa.Array) -> np.ndarray:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     values = array.fill_null(NULL_STRING) if array.null_count else array
-    return values.to_numpy(zero_copy_only=False).astype(object, copy=False).reshape(-1, 1)
+    texts: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return texts.astype(object, copy=False).reshape(-1, 1)
 
 
-def _dictionary(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values [D, 1] of a string array, null among them where it occurs, and each row's place [N] in them."""
+def _dictionary(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The dictionary of a string array, and each row's place [N] in it; a null's place is the one after the last."""
     import pyarrow as pa
 
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode()
-    values = array.dictionary.to_numpy(zero_copy_only=False).astype(object, copy=False)
-    if array.dictionary.null_count:
-        values = np.where(array.dictionary.is_null().to_numpy(zero_copy_only=False), NULL_STRING, values)
     indices = array.indices
-    if indices.null_count or not len(values):
-        indices = (
-            indices.fill_null(pa.scalar(len(values), indices.type))
-            if len(values) < 2**7 - 1 or indices.type.bit_width > 8
-            else (indices.cast(pa.int32()).fill_null(len(values)))
-        )
-        values = np.append(values, NULL_STRING)
-    return values.reshape(-1, 1), indices.to_numpy(zero_copy_only=False)
+    if indices.null_count:
+        wide = indices if indices.type.bit_width >= 32 else indices.cast(pa.int32())
+        indices = wide.fill_null(pa.scalar(len(array.dictionary), wide.type))
+    places: np.ndarray = indices.to_numpy(zero_copy_only=False)
+    return array.dictionary, places
+
+
+def _distinct_values(dictionary: pa.Array) -> np.ndarray:
+    """The values of a dictionary as a graph's input [D + 1, 1], null last."""
+    values = np.empty((len(dictionary) + 1, 1), object)
+    values[:-1, 0] = (dictionary.fill_null(NULL_STRING) if dictionary.null_count else dictionary).to_numpy(zero_copy_only=False)
+    values[-1, 0] = NULL_STRING
+    return values
 
 
 def _split_strings(content: bytes, schema: Schema) -> tuple[dict[str, list[str]], bytes | None, bytes]:
