@@ -18,7 +18,8 @@ from tidemill.core.errors import DataError
 if TYPE_CHECKING:
     import onnx
 
-# Called after each round with its number from 0 and the losses so far; True stops the fit there.
+# Called after each round with its number from 0 and what was measured in it, such as `valid_log_loss`; the first entry is
+# the measure that the model itself goes by, and its name after `valid_` is a metric's. True stops the fit there.
 OnRound = Callable[[int, Mapping[str, float]], bool]
 
 

@@ -12,21 +12,28 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from tidemill.core.artifact import write_json
 from tidemill.core.errors import ConfigError, DataError
 from tidemill.core.load import need
+from tidemill.core.metrics import metric_of
 from tidemill.models import base, export
 
 if TYPE_CHECKING:
     import onnx
 
 OBJECTIVES = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}
-LOSSES = {"binary": "logloss", "multiclass": "mlogloss", "regression": "rmse"}
-NAMES = {"logloss": "log_loss", "mlogloss": "log_loss", "rmse": "rmse"}
+
+# XGBoost's names of what it can measure each round, by task; the first of a task is what `watch = "auto"` means.
+# The area under the curve does not care that the positive share drifts from training to validation, which log loss does.
+MEASURES = {
+    "binary": {"roc_auc": "auc", "log_loss": "logloss", "average_precision": "aucpr"},
+    "multiclass": {"log_loss": "mlogloss", "roc_auc": "auc"},
+    "regression": {"rmse": "rmse", "mae": "mae"},
+}
 
 # XGBoost's last threshold of a column is about twice its largest value, which has to stay a float32.
 LARGEST_TRAINED = np.float32(1e38)
@@ -41,10 +48,12 @@ class XGBoostParams:
     """Splits between the root and the deepest leaf."""
     learning_rate: float = field(default=0.1, metadata={"min": 1e-5, "max": 1.0})
     """Share of each tree's answer that is added."""
-    num_rounds: int = field(default=300, metadata={"min": 1, "max": 100_000})
+    num_rounds: int = field(default=500, metadata={"min": 1, "max": 100_000})
     """Most rounds of boosting; one tree a round, one for each class with more than two."""
-    early_stopping: int = field(default=20, metadata={"min": 0, "max": 100_000})
-    """Rounds without a lower validation loss before the fit ends and the best round is kept; 0 runs them all."""
+    early_stopping: int = field(default=30, metadata={"min": 0, "max": 100_000})
+    """Rounds without progress on the validation rows before the fit ends and the best round is kept; 0 runs them all."""
+    watch: Literal["auto", "roc_auc", "log_loss", "average_precision", "rmse", "mae"] = "auto"
+    """What early stopping goes by; auto is roc_auc for binary, log_loss for multiclass, rmse for regression."""
     subsample: float = field(default=1.0, metadata={"min": 0.01, "max": 1.0})
     """Share of the rows that each tree sees."""
     colsample: float = field(default=1.0, metadata={"min": 0.01, "max": 1.0})
@@ -68,12 +77,12 @@ class XGBoost:
 
     Params: ClassVar[type] = XGBoostParams
     space: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "max_depth": {"int": [3, 10]},
+        "max_depth": {"int": [3, 9]},
         "learning_rate": {"log_float": [0.03, 0.3]},
-        "min_child_weight": {"log_float": [1.0, 100.0]},
+        "min_child_weight": {"log_float": [1.0, 50.0]},
         "subsample": {"float": [0.6, 1.0]},
-        "colsample": {"float": [0.4, 1.0]},
-        "reg_lambda": {"log_float": [0.1, 30.0]},
+        "colsample": {"float": [0.5, 1.0]},
+        "reg_lambda": {"log_float": [0.1, 10.0]},
     }
 
     def __init__(self) -> None:
@@ -96,27 +105,30 @@ class XGBoost:
         The same for the same matrix, parameters, seed and thread count.
 
         Args:
-            on_round: Given `valid_log_loss` (or `valid_rmse`) each round, where there are validation rows.
+            on_round: Given what `params.watch` names each round, where there are validation rows, and then the task's loss.
 
         Raises:
+            ConfigError: If `params.watch` does not judge the task.
             DataError: If there are no training rows.
         """
         xgb = need("xgboost", "model.kind xgboost")
         if not train.num_rows:
             raise DataError("training needs rows, got none")
-        settings = _settings(params, task, num_classes, seed, threads)
+        measured = _measured(params.watch, task, valid)
+        settings = _settings(params, task, num_classes, seed, threads) | {"eval_metric": list(measured.values())}
         with xgb.config_context(verbosity=0):
             data = self._matrices(train, valid, params, threads)
             watched = [(data.valid, "valid")] if data.valid is not None else []
             booster = xgb.Booster(settings, [data.train, *(matrix for matrix, _ in watched)])
-            best_round, best_loss = 0, float("inf")
+            sign = 1 if metric_of(next(iter(measured))).greater_is_better else -1
+            best_round, best = 0, float("-inf")
             for number in range(params.num_rounds):
                 booster.update(data.train, number)
-                losses = _losses(booster.eval_set(watched, number)) if watched else {}
-                loss = next(iter(losses.values()), -number)
-                if loss < best_loss:
-                    best_round, best_loss = number, loss
-                stopped = on_round is not None and on_round(number, losses)
+                values = _values(booster.eval_set(watched, number), measured) if watched else {}
+                value = sign * next(iter(values.values()), 0.0)
+                if value > best:
+                    best_round, best = number, value
+                stopped = on_round is not None and on_round(number, values)
                 if stopped or (watched and params.early_stopping and number - best_round >= params.early_stopping):
                     break
             last = booster.num_boosted_rounds() - 1
@@ -271,7 +283,7 @@ class _Quantised:
 def _settings(params: XGBoostParams, task: str, num_classes: int | None, seed: int, threads: int) -> dict[str, Any]:
     """XGBoost's own names for what a fit needs."""
     settings: dict[str, Any] = {
-        "objective": OBJECTIVES[task], "eval_metric": LOSSES[task], "tree_method": "hist", "nthread": threads, "seed": seed,
+        "objective": OBJECTIVES[task], "tree_method": "hist", "nthread": threads, "seed": seed,
         "max_depth": params.max_depth, "learning_rate": params.learning_rate, "subsample": params.subsample,
         "colsample_bytree": params.colsample, "min_child_weight": params.min_child_weight, "lambda": params.reg_lambda,
         "alpha": params.reg_alpha, "gamma": params.gamma, "max_bin": params.max_bin,
@@ -279,14 +291,23 @@ def _settings(params: XGBoostParams, task: str, num_classes: int | None, seed: i
     return {**settings, "num_class": num_classes} if task == "multiclass" else settings
 
 
-def _losses(text: str) -> dict[str, float]:
-    """XGBoost's line of a round, "[3] valid-logloss:0.41", as {"valid_log_loss": 0.41}."""
-    losses = {}
-    for part in text.split()[1:]:
-        name, _, value = part.rpartition(":")
-        where, _, metric = name.partition("-")
-        losses[f"{where}_{NAMES[metric]}"] = float(value)
-    return losses
+def _measured(watch: str, task: str, valid: base.Matrix | None) -> dict[str, str]:
+    """What to measure each round, our name to XGBoost's: what early stopping goes by first, then the task's loss."""
+    known = MEASURES[task]
+    if watch != "auto" and watch not in known:
+        raise ConfigError(f"model.watch: must judge a {task} task, got {watch!r}", hint=f"one of {', '.join(known)}")
+    first = next(iter(known)) if watch == "auto" else watch
+    if first in ("roc_auc", "average_precision") and valid is not None and len(np.unique(valid.targets()[0])) < 2:
+        first = "log_loss"  # curves are undefined over a single class
+    loss = "rmse" if task == "regression" else "log_loss"
+    return {name: known[name] for name in dict.fromkeys([first, loss])}
+
+
+def _values(text: str, measured: Mapping[str, str]) -> dict[str, float]:
+    """XGBoost's line of a round, "[3] valid-auc:0.7 valid-logloss:0.41", as {"valid_roc_auc": 0.7, "valid_log_loss": 0.41}."""
+    names = {theirs: ours for ours, theirs in measured.items()}
+    pairs = [part.rpartition(":") for part in text.split()[1:]]
+    return {f"valid_{names[name.partition('-')[2]]}": float(value) for name, _, value in pairs}
 
 
 def _base_scores(learner: Mapping[str, Any], task: str, targets: int) -> list[float]:

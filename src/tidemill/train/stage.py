@@ -98,12 +98,12 @@ def trivial(workload: Workload) -> list[float]:
 def _recorder(history: list[dict[str, float]], events: Events) -> base.OnRound:
     told = [0.0]
 
-    def on_round(number: int, losses: Mapping[str, float]) -> bool:
-        history.append({"round": number, **losses})
+    def on_round(number: int, measured: Mapping[str, float]) -> bool:
+        history.append({"round": number, **measured})
         now = time.perf_counter()
         if now - told[0] >= _TELL_S:
             told[0] = now
-            events.emit("train.round", f"round {number}", level="progress", round=number, **losses)
+            events.emit("train.round", f"round {number}", level="progress", round=number, **measured)
         return False
 
     return on_round

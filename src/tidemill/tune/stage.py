@@ -102,14 +102,16 @@ def _try(project: Project, workload: Workload, model: Model, trial: Trial, metri
 def _watcher(trial: Trial, number: int, events: Events) -> OnRound:
     told = [time.perf_counter()]
 
-    def on_round(round_number: int, losses: Mapping[str, float]) -> bool:
+    def on_round(round_number: int, measured: Mapping[str, float]) -> bool:
         now = time.perf_counter()
         if now - told[0] >= _TELL_S:
             told[0] = now
             events.emit(
-                "train.round", f"trial {number}, round {round_number}", level="progress", trial=number, round=round_number, **losses
+                "train.round", f"trial {number}, round {round_number}", level="progress", trial=number, round=round_number, **measured
             )
-        return trial.tell_round(round_number, next(iter(losses.values()))) if losses else False
+        for name, value in measured.items():  # the first is what the model goes by
+            return trial.tell_round(round_number, value, greater_is_better=metric_of(name.removeprefix("valid_")).greater_is_better)
+        return False
 
     return on_round
 

@@ -39,7 +39,7 @@ class Finished:
     value: float | None
     seconds: float
     curve: list[float]
-    """Validation loss of each round."""
+    """What the model went by in each round, on the validation rows."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -62,8 +62,7 @@ class Study:
         self._seed = seed
         self._dimensions = list(dimensions)
         self._paths = {dimension.name: dimension.path for dimension in dimensions}
-        # Losses stand in for the metric while a trial runs; they are negated where the metric grows with quality.
-        self._sign = -1.0 if greater_is_better else 1.0
+        self._sign = 1.0 if greater_is_better else -1.0
         mend(folder)
         self._study = optuna.create_study(
             storage=optuna.storages.JournalStorage(journal.JournalFileBackend(str(folder / JOURNAL))),
@@ -102,7 +101,7 @@ class Study:
     def best(self) -> Finished | None:
         """The first of the complete trials with the best value."""
         complete = [trial for trial in self.finished() if trial.value is not None]
-        return min(complete, key=lambda trial: self._sign * (trial.value or 0.0), default=None)
+        return max(complete, key=lambda trial: self._sign * (trial.value or 0.0), default=None)
 
     def _trials(self, *states: Any) -> list[Any]:
         found: list[Any] = self._study.get_trials(deepcopy=False, states=states)
@@ -142,12 +141,13 @@ class Trial:
         self.params: dict[str, Any] = dict(trial.params)
         self.pruned = False
 
-    def tell_round(self, number: int, loss: float) -> bool:
-        """Take the loss of a round; True where the trial should stop."""
-        self._curve.append(loss)
+    def tell_round(self, number: int, value: float, *, greater_is_better: bool) -> bool:
+        """Take what was measured in a round; True where the trial should stop."""
+        self._curve.append(value)
         if self._study._config.pruner == "none" or (number + 1) % COMPARE_ROUNDS:
             return False
-        self._trial.report(self._study._sign * loss, number)
+        # Stands in for the metric while the trial runs, turned to its direction.
+        self._trial.report(value if greater_is_better == (self._study._sign > 0) else -value, number)
         self.pruned = bool(self._trial.should_prune())
         return self.pruned
 
