@@ -271,7 +271,7 @@ def _monitor_report(options: argparse.Namespace) -> int:
 
     ledger = _ledger(options)
     package = _resolve(options, options.model)
-    found = report(package, Path(options.data), labels=Path(options.labels) if options.labels else None, events=_events(options))
+    found = report(package, Path(options.data), labels=Path(options.labels) if options.labels else None)
     out = (
         Path(options.output)
         if options.output

@@ -10,7 +10,6 @@ import numpy as np
 from tidemill.core.baseline import distributions, from_json
 from tidemill.core.drift import Drift, drift
 from tidemill.core.errors import DataError
-from tidemill.core.events import Events
 from tidemill.core.metrics import default_metric, interval
 from tidemill.core.package import Package, Predictor
 from tidemill.core.sketch import ColumnSketch
@@ -27,7 +26,6 @@ def report(
     *,
     labels: Path | None = None,
     config: MonitorConfig | None = None,
-    events: Events | None = None,
 ) -> dict[str, Any]:
     """What moved: by column and prediction a distance, a level and both histograms; a verdict in words.
 
@@ -42,7 +40,6 @@ def report(
         DataError: If a column is missing, or there are too few rows to say anything.
     """
     config = config or MonitorConfig()
-    events = events or Events()
     if not package.baseline():
         raise DataError(f"{package.path} must hold reference distributions (baseline.json), has none")
     reference_rows, reference = from_json(package.baseline())
@@ -65,7 +62,6 @@ def report(
         "quality": _quality(predictor, labels) if labels is not None else None,
     }
     found["verdict"] = _verdict(found)
-    events.emit("monitor.report", found["verdict"]["text"], level="info" if found["verdict"]["level"] == "stable" else "warning")
     return found
 
 

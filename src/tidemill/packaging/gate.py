@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from tidemill.core.artifact import write_json
+from tidemill.core.baseline import distributions, to_json
 from tidemill.core.contract import Verdict, hardware, judge, measure_latency
 from tidemill.core.errors import ContractViolation
 from tidemill.core.events import Events, now
 from tidemill.core.package import Package, Predictor, seal
-from tidemill.packaging.baseline import reference_distributions
 from tidemill.packaging.card import card
 from tidemill.packaging.evaluate import Trivial, drop, quality
 from tidemill.packaging.parity import Native, compare, why
@@ -25,6 +25,7 @@ from tidemill.packaging.rows import Rows, Target, every
 LATENCY_ROWS = 256
 LATENCY_S = 1.0
 THROUGHPUT_ROWS = 1_000
+REFERENCE_BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,8 @@ def pass_gate(candidate: Candidate, trial: Trial, *, events: Events) -> dict[str
         write_json(candidate.folder / "evidence" / f"{name}.json", document)
     _enforce(verdicts, evidence)
     events.emit("package.baseline", "reference distributions", level="progress")
-    write_json(candidate.folder / "baseline.json", reference_distributions(Predictor(draft, threads=candidate.threads), trial.reference))
+    reference = trial.reference.batches(draft.schema.names, batch_rows=REFERENCE_BATCH_ROWS)
+    write_json(candidate.folder / "baseline.json", to_json(*distributions(Predictor(draft, threads=candidate.threads), reference)))
     write_json(candidate.folder / "contract.json", {"promises": list(candidate.promises)})
     signature = {**candidate.signature, "example": example(draft, trial.rows)}
     text = card(candidate.name, candidate.task, signature, evidence, verdicts, lineage=candidate.lineage, about=candidate.about)
