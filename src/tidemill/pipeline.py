@@ -71,6 +71,8 @@ class Run:
             "version": self.version.version if self.version else None,
             "promoted": self.promoted,
             "refused": self.refused.breaches if self.refused else None,
+            "contract": self.project.contract.promises(),
+            "evidence": str(self.folder / "evidence") if self.refused else None,
             "config": self.project.to_json(),
             "environment": environment(),
         }
@@ -199,6 +201,17 @@ def _steps(
             "machine": hardware()["fingerprint"],
         }
 
+    def fill_package(out: Path) -> dict[str, Any]:
+        """What was measured of a refused package is kept with the run, since its folder goes."""
+        made_from = (stages["data"], stages["features"], stages["train"])
+        try:
+            facts: dict[str, Any] = packaging_stage.run(project, *made_from, out, tune=stages.get("tune"), champion=champion, events=events)
+        except ContractViolation:
+            if (out / "evidence").is_dir():
+                shutil.copytree(out / "evidence", made.folder / "evidence")
+            raise
+        return facts
+
     steps: list[tuple[str, Callable[[], dict[str, Any]], Fill]] = [
         ("data", data_parts, lambda out: data_stage.run(project, out, events=events, sample=sample)),
         ("features", features_parts, lambda out: features_stage.run(project, stages["data"], out, events=events)),
@@ -208,15 +221,7 @@ def _steps(
     steps.append(
         ("train", train_parts, lambda out: train_stage.run(project, stages["data"], stages["features"], out, tuned=tuned(), events=events))
     )
-    steps.append(
-        (
-            "package",
-            package_parts,
-            lambda out: packaging_stage.run(
-                project, stages["data"], stages["features"], stages["train"], out, tune=stages.get("tune"), champion=champion, events=events
-            ),
-        )
-    )
+    steps.append(("package", package_parts, fill_package))
     return steps
 
 

@@ -218,7 +218,8 @@ def nice_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
     step = next(magnitude * factor for factor in (1, 2, 5, 10) if magnitude * factor >= raw * 0.8)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
+    ticks = [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
+    return [tick for tick in ticks if low - step * 1e-6 <= tick <= high + step * 1e-6] or [low]
 
 
 def _runs(points: Iterable[Point], x: Axis, y: Axis) -> list[list[tuple[int, int]]]:

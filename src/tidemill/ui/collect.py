@@ -48,7 +48,7 @@ def collect(stages: Mapping[str, Artifact], *, run: Mapping[str, Any]) -> Report
         stages: Finished stages by name, as many as there are.
         run: What no stage knows, as `run.json` holds it; every key is optional: `run` (its id), `name`, `version`, `promoted`,
             `refused` (the breaches), `started`, `ended`, `command`, `stages` {name: {"seconds", "peak_mb", "cached", "cpu"}},
-            `environment` {"python", "libraries", "hardware"}. `evidence`, a folder, stands in where no package was written.
+            `environment` {"python", "libraries", "hardware"}; of a refused package `contract`, its promises, and `evidence`, a folder.
     """
     files: dict[str, Any] = {}
     manifests: dict[str, Mapping[str, Any]] = {}
@@ -60,11 +60,16 @@ def collect(stages: Mapping[str, Artifact], *, run: Mapping[str, Any]) -> Report
         manifests[stage] = {**artifact.manifest, "bytes": size}
         for name in FILES.get(stage, ()):
             _keep(files, f"{stage}/{name}", artifact.path / name)
-    evidence = run.get("evidence") or (stages["package"].path / "evidence" if "package" in stages else None)
-    if evidence is not None and Path(evidence).is_dir():
-        for path in sorted(Path(evidence).glob("*.json")):
+    if "package" in stages:
+        evidence = stages["package"].path / "evidence"
+    else:  # refused: what was measured of it is kept beside the run
+        evidence = Path(str(run.get("evidence") or ""))
+        if run.get("evidence") and run.get("contract"):
+            files["package/contract.json"] = {"promises": run["contract"]}
+    if evidence.name and evidence.is_dir():
+        for path in sorted(evidence.glob("*.json")):
             _keep(files, f"package/evidence/{path.name}", path)
-    return Report(run={key: value for key, value in run.items() if key != "evidence"}, stages=manifests, files=files)
+    return Report(run=dict(run), stages=manifests, files=files)
 
 
 def dig(value: Any, *keys: str, default: Any = None) -> Any:

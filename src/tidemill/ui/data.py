@@ -9,6 +9,7 @@ from tidemill.ui.charts import bar, sparkline
 from tidemill.ui.collect import Report, dig
 from tidemill.ui.format import moment, number, percent, plain, shorten
 from tidemill.ui.page import Html, Section, badge, details, join, table, tag
+from tidemill.ui.summary import leakage
 
 SHOWN_COLUMNS = 60
 TOP = 3
@@ -22,13 +23,14 @@ def data(report: Report) -> Section | None:
     if not rows and not columns:
         return None
     target = report.find("data/schema.json", "target")
+    roles = _roles(report, columns)
     lead = f"{number(sum(rows.values()))} rows and {len(columns) or len(report.find('data/schema.json', 'columns', default=[]))} columns"
     lead += f"; the target is {target}." if target else "."
     return Section(
         id="data",
         title="Data",
         lead=lead,
-        body=join(_splits(rows), _leakage(report), _checks(report), _columns(columns, target)),
+        body=join(_splits(rows), _leakage(report, roles), _checks(report), _columns(columns, roles)),
     )
 
 
@@ -52,14 +54,13 @@ def _splits(rows: Mapping[str, int]) -> Html | None:
     return tag("figure", parts, tag("ul", *keys, class_="legend"), aria_label="Rows by split")
 
 
-def _leakage(report: Report) -> Html | None:
-    found = report.files.get("data/leakage.json")
-    found = dig(found, "warnings", default=[]) if isinstance(found, Mapping) else found
+def _leakage(report: Report, roles: Mapping[str, str]) -> Html | None:
+    found = leakage(report)
     if not found:
         return None
     rows = [
         (
-            str(dig(item, "column") or "rows"),
+            _named(str(dig(item, "column") or "rows"), roles.get(str(dig(item, "column")))),
             badge(str(dig(item, "kind") or "leakage").replace("_", " "), "warn"),
             tag("span", str(dig(item, "message") or item), class_="wrap"),
             number(dig(item, "value")) if dig(item, "value") is not None else "",
@@ -79,7 +80,8 @@ def _checks(report: Report) -> Html | None:
     for item in found:
         failed = dig(item, "failed", default=dig(item, "violations", default=dig(item, "count", default=0)))
         passed = dig(item, "passed", default=not failed)
-        state = badge("passed", "good") if passed else badge(f"{number(failed)} rows failed" if failed else "failed", "bad")
+        kind = "warn" if dig(item, "severity") == "warn" else "bad"
+        state = badge("passed", "good") if passed else badge(f"{number(failed)} rows failed" if failed else "failed", kind)
         given = [dig(item, "rule", default=dig(item, "check")), dig(item, "limit", default=dig(item, "value"))]
         samples = dig(item, "samples", default=dig(item, "sample", default=[]))
         said = shorten(plain(samples), 120) if samples else ""
@@ -87,11 +89,22 @@ def _checks(report: Report) -> Html | None:
     return join(tag("h3", "Checks"), table(("Column", "Rule", "Result", "For example"), rows, caption="Declared checks"))
 
 
-def _columns(columns: Sequence[Mapping[str, Any]], target: Any) -> Html | None:
+def _roles(report: Report, columns: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What a column is, where it is no input: target, key, weight, or not used."""
+    named = dict.fromkeys(report.find("data/schema.json", "keys", default=[]), "key")
+    for role in ("target", "weight"):
+        if found := report.find("data/schema.json", role):
+            named[str(found)] = role
+    inputs = {column.get("name") for column in report.find("features/features.json", "inputs", default=[])}
+    unused = {str(column["name"]): "not used" for column in columns if inputs and column.get("name") not in inputs}
+    return {**unused, **named}
+
+
+def _columns(columns: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Html | None:
     if not columns:
         return None
-    ordered = sorted(columns, key=lambda column: column.get("name") != target)
-    rows = [_column(column, target) for column in ordered]
+    ordered = sorted(columns, key=lambda column: roles.get(str(column.get("name"))) != "target")
+    rows = [_column(column, roles.get(str(column.get("name")))) for column in ordered]
     head = ("Column", "Type", "Nulls", "Distinct", "Range", "Distribution")
     numbers = (3,)
     shown = table(head, rows[:SHOWN_COLUMNS], caption="Columns", numbers=numbers)
@@ -100,20 +113,23 @@ def _columns(columns: Sequence[Mapping[str, Any]], target: Any) -> Html | None:
     return join(tag("h3", "Columns"), shown, more)
 
 
-def _column(column: Mapping[str, Any], target: Any) -> tuple[Any, ...]:
+def _column(column: Mapping[str, Any], role: str | None) -> tuple[Any, ...]:
     name = str(column.get("name", ""))
     rows = column.get("rows") or 0
     nulls = column.get("nulls") or 0
     share = nulls / rows if rows else 0
-    shown = tag("span", shorten(name, 60), title=name if len(name) > 60 else None)
     return (
-        join(shown, tag("small", "target") if name == target else None),
+        _named(name, role),
         str(column.get("type", "")),
         bar(share, percent(share), role="warn" if share > 0.5 else "other") if nulls else tag("span", "none", class_="over"),
         number(column.get("distinct")) if column.get("distinct") is not None else "",
         _range(column),
         _distribution(column),
     )
+
+
+def _named(name: str, role: str | None) -> Html:
+    return join(tag("span", shorten(name, 60), title=name if len(name) > 60 else None), tag("small", role) if role else None)
 
 
 def _range(column: Mapping[str, Any]) -> Any:

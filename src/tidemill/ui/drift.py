@@ -94,7 +94,7 @@ def _quality(report: Mapping[str, Any]) -> Section | None:
         *(
             (words(key), plain(value))
             for key, value in found.items()
-            if key not in ("metric", "reference", "current", "value", "point", "low", "high", "rows")
+            if key not in ("metric", "reference", "expected", "current", "value", "point", "low", "high", "rows")
             and isinstance(value, (str, int, float))
         ),
     ]
@@ -107,7 +107,7 @@ def _measured(found: Any) -> tuple[str, Any, Any]:
     if not isinstance(found, Mapping):
         return "", None, None
     current = found.get("current", found.get("value", found.get("point")))
-    before = found.get("reference")
+    before = found.get("expected", found.get("reference"))
     values = [value.get("point", value.get("value")) if isinstance(value, Mapping) else value for value in (before, current)]
     return str(found.get("metric", "quality")), values[0], values[1]
 
@@ -158,6 +158,7 @@ def _overlay(column: Mapping[str, Any], *, wide: bool = False) -> Html:
     note = join(
         badge(str(column["level"]), KINDS.get(str(column["level"]), "plain")) if column.get("level") else None,
         f" PSI {_distance(column.get('psi'))}",
+        f", {percent(column['unseen'])} never seen before" if column.get("unseen") else "",
         f", nulls {_nulls(column)}" if column.get("null_share_reference") != column.get("null_share_current") else "",
     )
     if labels:

@@ -36,9 +36,10 @@ def number(value: Any, *, digits: int = 4) -> str:
 
 
 def score(value: Any) -> str:
-    """A measured quality: four decimals under ten, so that neighbours in a column line up."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 1e-3 <= abs(value) < 10:
-        return f"{value:.4f}".replace("-", MINUS)
+    """A measured quality: four decimals below one, four significant digits above, so that neighbours in a column line up."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 5e-5 <= abs(value) < 1e4:
+        decimals = 4 if abs(value) < 1 else max(3 - math.floor(math.log10(abs(value))), 0)
+        return f"{value:,.{decimals}f}".replace("-", MINUS)
     return number(value)
 
 
@@ -167,7 +168,7 @@ def _scientific(size: float, *, digits: int) -> str:
 METRICS = {
     "accuracy": "Accuracy", "average_precision": "Average precision", "balanced_accuracy": "Balanced accuracy", "brier": "Brier score",
     "ece": "Calibration error", "expected_calibration_error": "Calibration error", "f1": "F1", "f1_macro": "F1, macro",
-    "log_loss": "Log loss", "logloss": "Log loss", "mae": "MAE", "mape": "MAPE", "mlogloss": "Log loss", "mse": "MSE",
+    "ks": "Kolmogorov-Smirnov", "log_loss": "Log loss", "logloss": "Log loss", "mae": "MAE", "mape": "MAPE", "median_ae": "Median error", "mlogloss": "Log loss", "mse": "MSE",
     "pr_auc": "PR AUC", "precision": "Precision", "r2": "R\u00b2", "recall": "Recall", "rmse": "RMSE", "roc_auc": "ROC AUC",
     "auc": "ROC AUC", "smape": "sMAPE", "error": "Error rate", "merror": "Error rate",
 }  # fmt: skip

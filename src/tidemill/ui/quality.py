@@ -221,7 +221,7 @@ def _residuals(found: Any) -> Html | None:
     named = [f"{number(a)} to {number(b)}: {number(c)} rows" for a, b, c in zip(edges[:-1], edges[1:], counts, strict=False)]
     return plot(
         bars(edges, shares, role="model", titles=named), rule(x=0, role="promise", name="no error"),
-        x=Axis(low=edges[0], high=edges[-1], label="actual less predicted"), y=share_axis(max(shares)), title="Residuals",
+        x=Axis(low=edges[0], high=edges[-1], label="predicted less actual"), y=share_axis(max(shares)), title="Residuals",
     )  # fmt: skip
 
 
@@ -248,6 +248,7 @@ def _confusion(found: Any) -> Html | None:
     made = tag("table", tag("caption", "Confusion matrix"), tag("thead", head), tag("tbody", *body), class_="matrix")
     return join(
         tag("h3", "Confusion"),
+        tag("p", "Each row answered with its most probable class.", class_="over"),
         tag("div", made, class_="scroll", tabindex="0", role="region", aria_label="Confusion matrix"),
     )
 

@@ -126,8 +126,9 @@ def _decision(report: Report) -> Html:
 
 
 def _warnings(report: Report) -> Html | None:
-    found = report.files.get("data/leakage.json")
-    found = found if isinstance(found, list) else dig(found, "warnings", default=[])
+    """Signs of leakage in what the model looks at."""
+    inputs = {dig(column, "name") for column in report.find("features/features.json", "inputs", default=[])}
+    found = [item for item in leakage(report) if not inputs or dig(item, "column") is None or dig(item, "column") in inputs]
     if not found:
         return None
     first = [str(dig(item, "message") or dig(item, "kind") or item) for item in found[:3]]
@@ -136,6 +137,12 @@ def _warnings(report: Report) -> Html | None:
         "div", icon("warn"), tag("strong", f"{_count(len(found), 'sign', 'signs')} of leakage. ", more),
         tag("ul", *(tag("li", text) for text in first)), class_="verdict warn",
     )  # fmt: skip
+
+
+def leakage(report: Report) -> list[Any]:
+    """Every sign that the training rows know what a prediction cannot."""
+    found = report.files.get("data/leakage.json")
+    return found if isinstance(found, list) else list(dig(found, "warnings", default=[]))
 
 
 def _panel(kind: str, word: str, text: str, lines: Sequence[str]) -> Html:
@@ -264,6 +271,8 @@ def _measured_interval(promise: Mapping[str, Any], report: Report) -> str:
     if measure == "quality.gain_over_trivial":
         low, high = (report.find("package/evidence/quality.json", key) for key in ("gain_low", "gain_high"))
         return interval(low, high) if low is not None else ""
+    if measure == "drop.bound":
+        return f"estimate {score(report.find('package/evidence/drop.json', 'estimate'))}"
     return ""
 
 

@@ -16,6 +16,9 @@ TOP = 20
 MAX_PARAMETERS = 8
 SHOWN_TRIALS = 200
 
+# A table of the calendar, not learnt from rows.
+TIME_ZONE = ("transitions", "offsets")
+
 
 def tuning(report: Report) -> Section | None:
     """The trials in order, the best so far, and what each parameter did."""
@@ -33,7 +36,9 @@ def tuning(report: Report) -> Section | None:
         lead += f" The best, trial {best.get('number')}, reached {score(best['value'])} on the validation split"
         first = trials[0] if trials[0] in done and trials[0] is not best else None
         lead += f"; the project's own parameters reached {score(first['value'])}." if first else "."
-    charts = join(_history(trials, done, best, lower=lower), _parameters(done, best))
+    metric = report.stages.get("tune", {}).get("facts", {}).get("metric")
+    note = f"{words(str(metric))} on the validation split" if metric else "value on the validation split"
+    charts = join(_history(trials, done, best, lower=lower, note=note), _parameters(done, best))
     return Section(id="tuning", title="Tuning", lead=lead, body=join(charts, _trials(trials, best)))
 
 
@@ -56,7 +61,7 @@ def model(report: Report) -> Section | None:
     kind = str(report.find("train/train.json", "kind", default="model"))
     best = report.find("train/train.json", "best_round")
     lead = {"xgboost": "Gradient-boosted trees (XGBoost)", "linear": "A linear model"}.get(kind, kind)
-    lead += f", best after {number(best)} rounds." if best else "."
+    lead += f"; round {number(best)} was the best." if best else "."
     body = join(curve, importance, details("Parameters", facts) if entries else None)
     return Section(id="model", title="Model", lead=lead, body=body)
 
@@ -75,7 +80,7 @@ def features(report: Report) -> Section | None:
 
 
 def _history(
-    trials: Sequence[Mapping[str, Any]], done: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None, *, lower: bool
+    trials: Sequence[Mapping[str, Any]], done: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None, *, lower: bool, note: str
 ) -> Html | None:
     if not done:
         return None
@@ -100,7 +105,7 @@ def _history(
         marks.append(dots([(best["number"], best["value"])], role="model", titles=[_named(best)], radius=5.5))
     legend = [("model", "best so far"), ("dot o", "complete"), ("dot", "best")] + ([("ring", "pruned")] if pruned else [])
     x = Axis(low=min(numbers) - 0.5, high=max(numbers) + 0.5, label="trial")
-    return plot(*marks, x=x, y=Axis(low=low, high=high), title="Trials", note="value on the validation split", legend=legend, class_="wide")
+    return plot(*marks, x=x, y=Axis(low=low, high=high), title="Trials", note=note, legend=legend, class_="wide")
 
 
 def _parameters(done: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None) -> Html | None:
@@ -237,12 +242,13 @@ def _fitted(steps: Any) -> str:
     said = []
     for step in steps:
         for key, value in (step.get("fitted") or {}).items():
-            if isinstance(value, (list, Mapping)):
-                said.append(
-                    f"{number(len(value))} {key.replace('_', ' ')}" if len(value) > 4 else f"{key.replace('_', ' ')} {plain(value)}"
-                )
-            elif value is not None:
-                said.append(f"{key.replace('_', ' ')} {plain(value)}")
+            name = key.replace("_", " ")
+            if value in (None, False, [], {}) or key in TIME_ZONE:
+                continue
+            if isinstance(value, (list, Mapping)) and len(value) > 4:
+                said.append(f"{number(len(value))} {name}")
+            else:
+                said.append(name if value is True else f"{name} {plain(value)}")
     return shorten(", ".join(said), 160)
 
 

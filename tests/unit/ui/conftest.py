@@ -102,9 +102,9 @@ def _data(out: Path, rng: np.random.Generator, task: str, text: str | None) -> d
     write_json(out / "schema.json", {"columns": schema, "target": "late", "task": task, "classes": classes, "rows": rows})
     write_json(out / "profile.json", {"columns": columns})
     write_json(out / "checks.json", [{"column": "distance", "rule": "min", "limit": 1, "failed": 0, "passed": True},
-                                     {"column": text or "dest", "rule": "one of", "limit": 105, "failed": 3, "passed": False, "samples": [text or "XXX"]}])  # fmt: skip
-    write_json(out / "leakage.json", [{"kind": "predicts_alone", "column": text or "arr_hour", "value": 0.974,
-                                       "message": f"{text or 'arr_hour'} alone reaches a ROC AUC of 0.974: is it known before departure?"}])  # fmt: skip
+                                     {"column": text or "dest", "rule": "one of", "limit": 105, "failed": 3, "passed": False, "severity": "warn", "samples": [text or "XXX"]}])  # fmt: skip
+    write_json(out / "leakage.json", [{"kind": "predicts_target", "column": text or "temp", "value": 0.974,
+                                       "message": f"{text or 'temp'} alone reaches a ROC AUC of 0.974: is it known before departure?"}])  # fmt: skip
     return {}
 
 

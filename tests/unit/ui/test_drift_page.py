@@ -26,13 +26,13 @@ def drifted() -> dict[str, Any]:
         "columns": [
             column("distance", "stable", 0.02),
             column("temp", "severe", 0.61),
-            column("carrier", "moderate", 0.18, type="string", reference=carriers, current={"shares": [0.2, 0.35, 0.25, 0.2]}),
+            column("carrier", "moderate", 0.18, type="string", unseen=0.03, reference=carriers, current={"shares": [0.2, 0.35, 0.25, 0.2]}),
             column("time_hour", "severe", 3.2, type="timestamp", reference={"edges": [1.3e15, 1.31e15, 1.35e15, 1.36e15], "shares": [0.5, 0.3, 0.2]}, current={"shares": [0, 0, 1]}),
             column("quantiles", "moderate", 0.2, reference={"edges": [0, 1, 3, 900, 1e6], "shares": [0.25] * 4}, current={"shares": [0.1, 0.2, 0.3, 0.4]}),
         ],
         "prediction": column("prediction", "moderate", 0.14, reference={"edges": [i / 20 for i in range(21)], "shares": [0.05] * 20},
                              current={"shares": [0.01 * (i % 10) for i in range(20)]}),
-        "quality": {"metric": "roc_auc", "reference": 0.7071, "current": {"point": 0.6612, "low": 0.651, "high": 0.671}, "rows": 9000},
+        "quality": {"metric": "roc_auc", "value": 0.6612, "low": 0.651, "high": 0.671, "rows": 9000, "expected": {"value": 0.7071, "rows": 33_678}},
         "verdict": {"level": "severe", "text": "2 of 5 columns moved severely: temp, time_hour."},
     }  # fmt: skip
 
@@ -43,7 +43,8 @@ def test_the_page_tells_the_verdict_and_draws_what_moved() -> None:
     assert "Severe drift." in text
     assert "2 of 5 columns moved severely" in text
     assert "4 of 5" in text
-    assert "0.6612" in text
+    assert "0.6612 (0.6510 to 0.6710)" in text
+    assert "0.7071 when packaged" in text
 
 
 def test_the_furthest_columns_come_first() -> None:

@@ -18,7 +18,19 @@ def test_numbers(value: float | None, text: str) -> None:
     assert shown.number(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.7071, "0.7071"), (0.5, "0.5000"), (24.1, "24.1"), (0, "0"), (-0.0123, "−0.0123")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.7071, "0.7071"),
+        (0.5, "0.5000"),
+        (24.1, "24.10"),
+        (0, "0"),
+        (-0.00042, "−0.0004"),
+        (1, "1.000"),
+        (2e-6, "2e-6"),
+        (1234.5, "1,234"),
+    ],
+)
 def test_scores_of_a_column_line_up(value: float, text: str) -> None:
     assert shown.score(value) == text
 

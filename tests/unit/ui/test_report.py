@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tidemill.core.artifact import Artifact
+from tidemill.core.artifact import Artifact, write_json
 from tidemill.ui.page import VOID
 from tidemill.ui.report import collect, render, write_report
 
@@ -132,13 +132,25 @@ def test_a_refused_package_says_so_first(binary: Stages, run: dict[str, Any]) ->
 
 def test_evidence_of_a_refused_package_is_shown_from_its_folder(binary: Stages, run: dict[str, Any]) -> None:
     package = binary.pop("package")
-    text = render(collect(binary, run={**run, "refused": ["size"], "evidence": str(package.path / "evidence")}))
-    assert {"quality", "slices", "parity"} <= set(sections(text))
+    promises = [{"name": "size max_mb", "measure": "size.mb", "limit": 4.0, "relation": "<="}]
+    kept = {"contract": promises, "evidence": str(package.path / "evidence")}
+    text = render(collect(binary, run={**run, "refused": ["size max_mb: promised <= 4, measured 4.21"], **kept}))
+    assert {"contract", "quality", "slices", "parity"} <= set(sections(text))
+    assert '<span class="badge bad">broken</span>' in text
+    assert "Accepted" not in text
 
 
 def test_signs_of_leakage_stand_at_the_top(binary: Stages, run: dict[str, Any]) -> None:
     text = render(collect(binary, run=run))
     assert text.index("1 sign of leakage.") < text.index('<section id="contract">')
+
+
+def test_a_sign_of_leakage_in_a_column_that_is_not_used_stays_in_its_table(binary: Stages, run: dict[str, Any]) -> None:
+    sign = {"kind": "predicts_target", "column": "arr_delay", "message": "arr_delay alone predicts late", "value": 1.0}
+    write_json(binary["data"].path / "leakage.json", [sign])
+    text = render(collect(binary, run=run))
+    assert "of leakage." not in text
+    assert text.index("arr_delay alone predicts late") > text.index('<section id="data">')
 
 
 def test_the_worst_slices_come_first(stages_of: Callable[..., Stages], run: dict[str, Any]) -> None:
