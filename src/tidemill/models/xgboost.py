@@ -7,6 +7,7 @@ one counts as 1e38, in prediction as the largest float, which is beyond every th
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -248,11 +249,13 @@ class _Quantised:
         xgb = need("xgboost", "model.kind xgboost")
         self._for = (weakref.ref(train), None if valid is None else weakref.ref(valid))
         self._settings = (params.max_bin, params.external_memory, threads)
-        self._folder = tempfile.TemporaryDirectory(prefix="tidemill-xgboost-") if params.external_memory else None
+        self._folder = tempfile.mkdtemp(prefix="tidemill-xgboost-") if params.external_memory else None
         kind = xgb.ExtMemQuantileDMatrix if self._folder else xgb.QuantileDMatrix
         options = {"nthread": threads, "max_bin": params.max_bin}
         self.train = kind(self._rows(train, "train"), **options)
         self.valid = None if valid is None or not valid.num_rows else kind(self._rows(valid, "valid"), ref=self.train, **options)
+        if self._folder:  # after the last matrix, which takes its own files away
+            weakref.finalize(self.train if self.valid is None else self.valid, shutil.rmtree, self._folder, ignore_errors=True)
 
     def is_for(self, train: base.Matrix, valid: base.Matrix | None, params: XGBoostParams, threads: int) -> bool:
         same = self._for[0]() is train and (self._for[1]() if self._for[1] is not None else None) is valid
@@ -277,7 +280,7 @@ class _Quantised:
             def reset(self) -> None:
                 self.batches = iter(matrix.batches())
 
-        return Rows(cache_prefix=str(Path(self._folder.name) / name)) if self._folder else Rows()
+        return Rows(cache_prefix=str(Path(self._folder) / name)) if self._folder else Rows()
 
 
 def _settings(params: XGBoostParams, task: str, num_classes: int | None, seed: int, threads: int) -> dict[str, Any]:

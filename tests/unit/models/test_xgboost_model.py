@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xgboost as xgb
+
+from tidemill.core.errors import ConfigError, DataError
+from tidemill.models.base import Batch, MemoryMatrix
+from tidemill.models.xgboost import FittedTrees, XGBoost, XGBoostParams
+
+
+def matrix(seed: int, *, num: int = 3000, task: str = "binary") -> MemoryMatrix:
+    rng = np.random.default_rng(seed)
+    x_NF = rng.normal(size=(num, 6)).astype(np.float32)
+    x_NF[rng.random(x_NF.shape) < 0.1] = np.nan
+    signal_N = np.nan_to_num(x_NF[:, 0]) * 2 + np.nan_to_num(x_NF[:, 1]) ** 2 + rng.normal(size=num)
+    y_N = {"binary": signal_N > 1, "multiclass": np.digitize(signal_N, [0, 2]), "regression": signal_N}[task]
+    return MemoryMatrix(x_NF, y_N.astype(np.float64))
+
+
+def fit(train: Any, valid: Any, *, model: XGBoost | None = None, task: str = "binary", on_round: Any = None, **params: Any) -> Any:
+    classes = {"binary": 2, "multiclass": 3}.get(task)
+    settings = XGBoostParams(**{"num_rounds": 40, **params})
+    model = model or XGBoost()
+    return model.fit(train, valid, task=task, num_classes=classes, params=settings, seed=1, threads=2, on_round=on_round)
+
+
+@pytest.mark.parametrize(("task", "metric"), [("binary", "auc"), ("multiclass", "mlogloss"), ("regression", "rmse")])
+def test_the_trees_are_those_of_bare_xgboost(task: str, metric: str) -> None:
+    train, valid = matrix(0, task=task), matrix(1, task=task)
+    fitted = fit(train, valid, task=task, early_stopping=4, subsample=0.8, learning_rate=0.3)
+    (a,), (b,) = train.batches(), valid.batches()
+    data = xgb.QuantileDMatrix(a.x_NF, a.y_N)
+    objective = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}[task]
+    settings = {
+        "objective": objective, "eval_metric": metric, "tree_method": "hist", "nthread": 2, "seed": 1,
+        "max_depth": 6, "learning_rate": 0.3, "subsample": 0.8,
+    }  # fmt: skip
+    bare = xgb.train(
+        settings | ({"num_class": 3} if task == "multiclass" else {}),
+        data,
+        40,
+        evals=[(xgb.QuantileDMatrix(b.x_NF, b.y_N, ref=data), "valid")],
+        early_stopping_rounds=4,
+        verbose_eval=False,
+    )
+    assert fitted.best_round == bare.best_iteration < 39
+    expected = bare.inplace_predict(b.x_NF, iteration_range=(0, bare.best_iteration + 1))
+    answer = fitted.predict(b.x_NF)
+    np.testing.assert_array_equal(answer[:, 1] if task == "binary" else answer, expected.astype(np.float64))
+
+
+def test_only_the_rounds_up_to_the_best_are_kept() -> None:
+    seen: list[float] = []
+    fitted = fit(matrix(0), matrix(1), early_stopping=3, learning_rate=0.5, on_round=lambda _, m: bool(seen.append(m["valid_roc_auc"])))
+    assert fitted.best_round == int(np.argmax(seen))
+    assert len(seen) == fitted.best_round + 4
+    assert fitted.booster.num_boosted_rounds() == fitted.best_round + 1
+
+
+def test_without_early_stopping_all_rounds_are_kept() -> None:
+    fitted = fit(matrix(0), matrix(1), early_stopping=0, learning_rate=0.9, num_rounds=25)
+    assert fitted.best_round == 24
+    assert fitted.booster.num_boosted_rounds() == 25
+
+
+def test_what_early_stopping_goes_by_can_be_chosen() -> None:
+    measured: list[list[str]] = []
+    for watch in ("auto", "log_loss", "average_precision"):
+        fit(matrix(0), matrix(1), watch=watch, num_rounds=1, on_round=lambda _, m: bool(measured.append(list(m))))
+    assert measured == [["valid_roc_auc", "valid_log_loss"], ["valid_log_loss"], ["valid_average_precision", "valid_log_loss"]]
+    with pytest.raises(ConfigError, match=r"model.watch: must judge a binary task, got 'rmse'"):
+        fit(matrix(0), matrix(1), watch="rmse")
+
+
+def test_a_single_class_in_validation_is_judged_by_loss() -> None:
+    (batch,) = matrix(1).batches()
+    ones = MemoryMatrix(batch.x_NF, np.ones(len(batch.y_N)))
+    measured: list[dict[str, float]] = []
+    fit(matrix(0), ones, num_rounds=3, on_round=lambda _, m: bool(measured.append(dict(m))))
+    assert [list(entry) for entry in measured] == [["valid_log_loss"]] * 3
+    assert np.isfinite([entry["valid_log_loss"] for entry in measured]).all()
+
+
+def test_quantised_rows_are_made_once_for_a_search() -> None:
+    counted = Counted(matrix(0)), Counted(matrix(1))
+    model = XGBoost()
+    first = fit(*counted, model=model, num_rounds=3)
+    passes = [matrix.passes for matrix in counted]
+    fit(*counted, model=model, num_rounds=3, max_depth=2)
+    assert [matrix.passes for matrix in counted] == passes
+    again = fit(*counted, model=model, num_rounds=3)
+    np.testing.assert_array_equal(again.predict(counted[1].x_NF), first.predict(counted[1].x_NF))
+    fit(*counted, model=model, num_rounds=3, max_bin=32)
+    assert [matrix.passes for matrix in counted] > passes
+    other = Counted(matrix(2))
+    fit(other, counted[1], model=model, num_rounds=3, max_bin=32)
+    assert other.passes > 0
+
+
+def test_external_memory_gives_the_same_trees_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    train, valid = Counted(matrix(0), rows=700), Counted(matrix(1), rows=700)
+    inside = fit(train, valid)
+    model = XGBoost()
+    outside = fit(train, valid, model=model, external_memory=True)
+    assert any(tmp_path.rglob("*"))
+    np.testing.assert_allclose(outside.predict(valid.x_NF), inside.predict(valid.x_NF), atol=1e-5)
+    del model
+    assert not any(tmp_path.rglob("*"))
+
+
+def test_an_error_while_reading_comes_through() -> None:
+    class Broken(Counted):
+        def batches(self) -> Any:
+            yield from super().batches()
+            raise DataError("the weight must be a number", field="weight")
+
+    with pytest.raises(DataError, match="the weight must be a number"):
+        fit(Broken(matrix(0)), None)
+
+
+def test_categorical_splits_are_refused() -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame({"carrier": pd.Categorical(["a", "b", "c", "d"] * 50)})
+    y_N = np.tile([0.0, 1, 0, 1], 50)
+    booster = xgb.train({"tree_method": "hist", "max_cat_to_onehot": 1}, xgb.DMatrix(frame, y_N, enable_categorical=True), 3)
+    with pytest.raises(ConfigError, match="categorical splits cannot be written"):
+        FittedTrees(booster, task="regression", num_classes=None, names=["carrier"]).to_onnx()
+
+
+class Counted:
+    """A matrix in batches that counts how often it is read."""
+
+    def __init__(self, matrix: MemoryMatrix, rows: int = 1000) -> None:
+        (self._whole,) = matrix.batches()
+        self.x_NF = self._whole.x_NF
+        self.names, self.num_rows, self.num_features = matrix.names, matrix.num_rows, matrix.num_features
+        self.passes = 0
+        self._rows = rows
+
+    def batches(self) -> Any:
+        self.passes += 1
+        for start in range(0, self.num_rows, self._rows):
+            part = slice(start, start + self._rows)
+            yield Batch(self._whole.x_NF[part], self._whole.y_N[part])
+
+    def targets(self) -> Any:
+        return self._whole.y_N, None
