@@ -77,9 +77,8 @@ def _run(options: argparse.Namespace) -> int:
     )
     report = made.folder / "report.html"
     write_report(collect(made.stages, run=made.to_json()), report)
-    if made.version is not None:
-        for mirror in project.rollout.mirrors:
-            _mirror(mirror, project, made, report, events)
+    for mirror in _mirrors(project) if made.version is not None else []:
+        mirror.publish(made.version, run=made.to_json(), stages=made.stages, report=report, events=events)
     if made.refused is not None:
         print(f"report: {report}", file=sys.stderr)
         raise made.refused
@@ -107,12 +106,10 @@ def _print_run(result: dict[str, Any], name: str) -> None:
     print(f"report: {result['report']}")
 
 
-def _mirror(ref: str, project: Project, made: Any, report: Path, events: Events) -> None:
+def _mirrors(project: Project) -> list[Any]:
     from tidemill.core.load import load
 
-    load("mirror", ref)(project.rollout, project.folder).publish(
-        made.version, run=made.to_json(), stages=made.stages, report=report, events=events
-    )
+    return [load("mirror", ref)(project.rollout, project.folder) for ref in project.rollout.mirrors]
 
 
 def _package(options: argparse.Namespace) -> int:
@@ -250,6 +247,33 @@ def _models_promote(options: argparse.Namespace) -> int:
 def _models_rollback(options: argparse.Namespace) -> int:
     entry = _ledger(options).rollback(options.name, alias=options.alias, why=options.why)
     return _say(options, entry.__dict__, lambda: print(entry))
+
+
+def _models_sync(options: argparse.Namespace) -> int:
+    project = _project(options)
+    mirrors, ledger = _mirrors(project), _ledger(options)
+    if not mirrors:
+        raise ConfigError("rollout.mirrors: must name a mirror to sync with, is empty", hint='[rollout] mirrors = ["mlflow"]')
+    said = [line for mirror in mirrors for line in mirror.pull_aliases(ledger, project.name)]
+    aliases = {alias: version.version for version in ledger.versions(project.name) for alias in version.aliases}
+    for mirror in mirrors:
+        mirror.push_aliases(project.name, aliases)
+    return _say(options, {"events": said, "aliases": aliases}, lambda: print("\n".join(said) or "ledger and mirrors agree"))
+
+
+def _models_backup(options: argparse.Namespace) -> int:
+    from tidemill.core.backup import backup
+
+    count = backup(_ledger(options), Path(options.output))
+    return _say(options, {"path": options.output, "files": count}, lambda: print(f"{options.output}: {count} files"))
+
+
+def _models_restore(options: argparse.Namespace) -> int:
+    from tidemill.core.backup import restore
+
+    home = Path(options.home) if options.home else Path.cwd() / ".tidemill"
+    events = restore(Path(options.archive), home)
+    return _say(options, {"home": str(home), "events": events}, lambda: print(f"{home}: {events} events, every package whole"))
 
 
 def _models_export(options: argparse.Namespace) -> int:
@@ -422,6 +446,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("model")
     export.add_argument("output")
+
+    backup = add(inner, "backup", _models_backup, "The ledger and every package in one archive.", "tidemill models backup ledger.tar")
+    backup.add_argument("output")
+    restore = add(inner, "restore", _models_restore, "Bring a backup back, into an empty home.", "tidemill models restore ledger.tar")
+    restore.add_argument("archive")
+    sync = add(
+        inner, "sync", _models_sync, "Import aliases moved in a mirror, then show it the ledger's.", "tidemill models sync -f tidemill.toml"
+    )
+    sync.add_argument("-f", "--file", action="append", help="project file that names the mirrors (default: tidemill.toml)")
+    sync.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override one key")
 
     monitor = add(verbs, "monitor", None, "Watch what is served.", "tidemill monitor report flights --data new.parquet")
     watching = monitor.add_subparsers(metavar="ACTION")

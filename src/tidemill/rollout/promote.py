@@ -15,7 +15,7 @@ def promote(
     version: int,
     *,
     alias: str = CHAMPION,
-    expected: int | None | Literal["any"] = "any",
+    expected: int | Literal["any"] | None = "any",
     why: str = "",
 ) -> Entry:
     """Point `alias` at `version`, whose package is opened and held against its contract first.
