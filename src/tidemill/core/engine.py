@@ -111,7 +111,7 @@ class DataEngine(Protocol):
 
     `scan` and `map_batches` keep the order of rows; `fn` is pure, row by row, and may be called from several threads at once, as
     may an aggregation's `update`, each time with a state of its own. `exchange` by sort is ascending, strings by their UTF-8
-    bytes, NaN after every number, nulls last; by hash, part p holds the rows whose `row_hash` of the keys is p modulo `parts`, and
+    bytes, NaN after every number, nulls last, rows of equal keys by their other columns; by hash, part p holds the rows whose `row_hash` of the keys is p modulo `parts`, and
     the parts come one after the other.
     """
 

@@ -19,8 +19,9 @@ import pyarrow as pa
 
 from tidemill.core.engine import BatchFn, EngineConfig, Mergeable, Partitioning, Rows, Source, Target, Written, memory_bytes, row_hash
 from tidemill.core.errors import DataError
-from tidemill.engines.local.rows import MappedRows, QueryRows, ordered_map, translated, width_rows
+from tidemill.engines.local.rows import MappedRows, QueryRows, ordered_map, translated
 from tidemill.engines.local.scan import scan_query
+from tidemill.engines.local.sort import SortedRows
 from tidemill.engines.local.sql import literal, quoted
 from tidemill.engines.local.write import write_folder
 
@@ -28,7 +29,10 @@ S = TypeVar("S")
 LocalRows = QueryRows | MappedRows
 
 # DuckDB counts its own buffers only; batches, Parquet pages and sketches live beside them.
-DUCKDB_SHARE = 0.6
+DUCKDB_SHARE = 0.5
+# Below this for each thread, a sort gives up instead of spilling.
+MEMORY_PER_THREAD = 128 << 20
+SPOOL_ROWS = 8_192
 PREFIX, SUFFIX = "tidemill-", "-scratch"
 
 
@@ -46,11 +50,12 @@ class LocalEngine:
         self.scratch = _scratch_folder(scratch)
         self._finalizer = weakref.finalize(self, _remove, self.scratch, _lock(self.scratch), os.getpid())
         self._spooled = 0
+        self._memory = int(memory_bytes(config.memory) * DUCKDB_SHARE)
         self._connection = duckdb.connect(
             ":memory:",
             config={
-                "memory_limit": f"{int(memory_bytes(config.memory) * DUCKDB_SHARE)}B",
-                "threads": self.threads,
+                "memory_limit": f"{self._memory}B",
+                "threads": max(1, min(self.threads, self._memory // MEMORY_PER_THREAD)),
                 "temp_directory": str(self.scratch / "spill"),
                 "preserve_insertion_order": True,
                 "autoinstall_known_extensions": False,
@@ -70,8 +75,8 @@ class LocalEngine:
         if missing:
             raise DataError(f"exchange needs the column {missing[0]!r}, the rows have {', '.join(known)}", field=missing[0])
         if by.kind == "sort":
-            order = ", ".join(f"{quoted(key)} ASC NULLS LAST" for key in by.keys)
-            return QueryRows(self._relation(rows).order(order), self._connection)
+            parent = QueryRows(self._relation(rows), self._connection)
+            return SortedRows(parent, self._connection, by.keys, memory=self._memory, scratch=self.scratch)
         partition = pa.field("__part", pa.int64(), nullable=False)
 
         def with_part(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -88,12 +93,12 @@ class LocalEngine:
             return agg.update(agg.init(), batch)
 
         state = agg.init()
-        for part in ordered_map(partial, rows.batches(width_rows(rows.schema)), self.threads):
+        for part in ordered_map(partial, _local(rows).chunks(), self.threads):
             state = agg.merge(state, part)
         return state
 
     def write(self, rows: Rows, target: Target) -> Written:
-        return write_folder(rows, target)
+        return write_folder(_local(rows), target)
 
     def frame(self, rows: Rows) -> nw.LazyFrame[Any]:
         return nw.from_native(self._relation(rows))
@@ -131,7 +136,7 @@ class LocalEngine:
         """Rows that Python made, as one Parquet file in the scratch folder: its path as SQL."""
         self._spooled += 1
         folder = self.scratch / f"spool-{self._spooled}"
-        written = write_folder(rows, Target(path=folder), groups_per_file=2**31)
+        written = write_folder(rows, Target(path=folder, rows_per_group=SPOOL_ROWS), groups_per_file=2**31)
         return literal(str(folder / written.files[0]))
 
 

@@ -17,6 +17,12 @@ from tidemill.core.errors import ConfigError, DataError, TidemillError, Unavaila
 T = TypeVar("T")
 R = TypeVar("R")
 BATCH_ROWS = 65_536
+STREAM_ROWS = 8_192
+CHUNK_BYTES = 32 << 20
+
+
+class TooLittleMemory(ConfigError):
+    """DuckDB's memory does not suffice for a step that cannot spill."""
 
 
 class QueryRows:
@@ -35,11 +41,15 @@ class QueryRows:
         return self._schema
 
     def batches(self, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-        return rechunked(self._read(batch_rows), batch_rows)
+        return rechunked(self._stream(), batch_rows)
 
-    def _read(self, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    def chunks(self) -> Iterator[pa.RecordBatch]:
+        """The batches that the engine works on: as `batches`, but of some 32 MiB at most."""
+        return rechunked(self._stream(), _chunk_rows(self.schema), CHUNK_BYTES)
+
+    def _stream(self) -> Iterator[pa.RecordBatch]:
         with self._connection.cursor() as cursor, translated():
-            reader = cursor.sql(self.relation.sql_query()).to_arrow_reader(batch_rows)
+            reader = cursor.sql(self.relation.sql_query()).to_arrow_reader(STREAM_ROWS)
             try:
                 yield from reader
             finally:
@@ -56,20 +66,21 @@ class MappedRows:
         self._threads = threads
 
     def batches(self, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        return rechunked(self._stream(), batch_rows)
+
+    def chunks(self) -> Iterator[pa.RecordBatch]:
+        """The batches that the engine works on: as `batches`, but of some 32 MiB at most."""
+        return rechunked(self._stream(), _chunk_rows(self.schema), CHUNK_BYTES)
+
+    def _stream(self) -> Iterator[pa.RecordBatch]:
         # The function sees the same batches whatever size is asked for, so that its own temporaries stay bounded.
-        mapped = ordered_map(self._checked, self._parent.batches(width_rows(self._parent.schema)), self._threads)
-        return rechunked(mapped, batch_rows)
+        return ordered_map(self._checked, self._parent.chunks(), self._threads)
 
     def _checked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         made = self._fn(batch)
         if made.schema.names != self.schema.names or made.schema.types != self.schema.types:
             raise DataError(f"a batch function must return the columns {_shape(self.schema)}, got {_shape(made.schema)}")
         return made
-
-
-def width_rows(schema: pa.Schema) -> int:
-    """Rows of a batch: 65,536, fewer for tables of more than 64 columns, so that a batch stays within some 32 MiB of numbers."""
-    return max(1_024, min(BATCH_ROWS, BATCH_ROWS * 64 // max(1, len(schema))))
 
 
 def ordered_map(fn: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
@@ -90,20 +101,27 @@ def ordered_map(fn: Callable[[T], R], items: Iterable[T], threads: int) -> Itera
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def rechunked(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of exactly `rows`, the last one excepted: sizes never depend on how threads met."""
+def rechunked(batches: Iterable[pa.RecordBatch], rows: int, max_bytes: int | None = None) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of exactly `rows`, the last one excepted: sizes never depend on how threads met.
+
+    Args:
+        max_bytes: Batches end earlier where they hold this much already, at the end of one that came in.
+    """
     pending: list[pa.RecordBatch] = []
-    count = 0
+    count = size = 0
     for batch in batches:
         if batch.num_rows == 0:
             continue
         pending.append(batch)
         count += batch.num_rows
-        while count >= rows:
+        size += batch.nbytes if max_bytes else 0
+        while count >= rows or (count and max_bytes and size >= max_bytes):
             joined = _joined(pending)
-            yield joined.slice(0, rows)
-            count -= rows
-            pending = [joined.slice(rows)] if count else []
+            taken = min(rows, count)
+            yield joined.slice(0, taken)
+            count -= taken
+            pending = [joined.slice(taken)] if count else []
+            size = pending[0].nbytes if pending and max_bytes else 0
     if count:
         yield _joined(pending)
 
@@ -113,17 +131,24 @@ def translated(what: str = "") -> Iterator[None]:
     """DuckDB's errors inside the block become Tidemill's; `what` begins the message."""
     try:
         yield
-    except duckdb.OutOfMemoryException as error:
-        message = f"engine.memory: must hold the largest join or sort: {_first_line(error)}"
-        raise ConfigError(message, hint="raise engine.memory, or lower engine.threads") from error
     except duckdb.InterruptException as error:
         raise KeyboardInterrupt from error
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError) as error:
+        if isinstance(error, OSError) and not _from_duckdb(error):
+            raise
+        if "out of memory" in str(error).lower():
+            message = f"engine.memory: must hold the smaller side of a join, and the groups: {_first_line(error)}"
+            raise TooLittleMemory(message, hint="raise engine.memory, or lower engine.threads") from error
         if isinstance(error.__cause__, (TidemillError, KeyboardInterrupt)):
             raise error.__cause__ from None
         if "no space left" in str(error).lower():
             raise Unavailable(f"the disk must have room: {_first_line(error)}", hint="free some space and run again") from error
         raise DataError(f"{what}{_first_line(error)}") from error
+
+
+def _chunk_rows(schema: pa.Schema) -> int:
+    """65,536, fewer for tables of more than 64 columns."""
+    return max(1_024, min(BATCH_ROWS, BATCH_ROWS * 64 // max(1, len(schema))))
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
@@ -134,6 +159,11 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 def _shape(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def _from_duckdb(error: OSError) -> bool:
+    """Whether it is DuckDB's error, which arrives as Arrow's once a result streams; the system's own have a number."""
+    return error.errno is None and " Error: " in str(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -13,15 +13,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tidemill.core.artifact import PARTIAL, replace_folder, sync, write_json
-from tidemill.core.engine import Rows, Target, Written
+from tidemill.core.engine import Target, Written
 from tidemill.core.errors import Unavailable
 from tidemill.core.source import WRITTEN
-from tidemill.engines.local.rows import width_rows
+from tidemill.engines.local.rows import MappedRows, QueryRows, rechunked
 
 GROUPS_PER_FILE = 64
+GROUP_BYTES = 64 << 20
 
 
-def write_folder(rows: Rows, target: Target, *, groups_per_file: int = GROUPS_PER_FILE) -> Written:
+def write_folder(rows: QueryRows | MappedRows, target: Target, *, groups_per_file: int = GROUPS_PER_FILE) -> Written:
     """Write `rows` in order to `target.path`, which appears, or changes, only when all of it is on the disk.
 
     Raises:
@@ -42,9 +43,8 @@ def write_folder(rows: Rows, target: Target, *, groups_per_file: int = GROUPS_PE
     return Written(files=tuple(entry["name"] for entry in files), rows=total)
 
 
-def _write_files(rows: Rows, target: Target, folder: Path, groups_per_file: int) -> list[dict[str, Any]]:
-    group_rows = min(target.rows_per_group, 2 * width_rows(rows.schema))
-    groups = rows.batches(group_rows)
+def _write_files(rows: QueryRows | MappedRows, target: Target, folder: Path, groups_per_file: int) -> list[dict[str, Any]]:
+    groups = rechunked(rows.chunks(), target.rows_per_group, GROUP_BYTES)
     files: list[dict[str, Any]] = []
     ended = False
     while not ended:
