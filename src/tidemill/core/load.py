@@ -41,6 +41,8 @@ TABLE: dict[str, dict[str, str]] = {
     },
     # A package's declared preprocessing: from row inputs to the graph's.
     "preprocess": {"text": "tidemill.packaging.text:Tokenize"},
+    # From a table in memory to what a stage writes, for conformance suites.
+    "fit": {"features": "tidemill.features.stage:fit_table"},
     # The independent path of the parity gate: operators in NumPy, the model in its own library.
     "reference": {"features": "tidemill.features.reference:features", "model": "tidemill.models.native:load"},
     # From a model of a library to a graph, for models that were not fitted here.

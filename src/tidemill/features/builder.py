@@ -40,7 +40,7 @@ class Block:
     element: int
     """ONNX element type; numbers are FLOAT or DOUBLE, integers any type that holds them exactly."""
     valid: tuple[str, ...] = ()
-    """Bool tensors laid out as `tensors` are; none where an integer cannot be null."""
+    """Bool tensors laid out as `tensors` are, or one [N, 1] for all columns; none where an integer cannot be null."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -90,15 +90,11 @@ class Builder:
         """Tensors [N, ...] side by side as one."""
         return tensors[0] if len(tensors) == 1 else self.node("Concat", *tensors, axis=1)
 
-    def split(self, block: Block) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """A block's columns as tensors [N, 1] each, and their `valid` where it has some."""
-
-        def apart(tensors: tuple[str, ...]) -> tuple[str, ...]:
-            if len(tensors) in (0, len(block)):
-                return tensors
-            return self.nodes("Split", [tensors[0]], len(block), axis=1, num_outputs=len(block))
-
-        return apart(block.tensors), apart(block.valid)
+    def split(self, block: Block) -> tuple[str, ...]:
+        """A block's columns as tensors [N, 1] each."""
+        if len(block.tensors) == len(block):
+            return block.tensors
+        return self.nodes("Split", block.tensors, len(block), axis=1, num_outputs=len(block))
 
     def numbers(self, block: Block) -> str:
         """A block of numbers or integers as one double tensor [N, C], null NaN."""

@@ -27,8 +27,7 @@ class Codes:
 def code_nodes(graph: Builder, block: Block, columns: Sequence[Codes]) -> tuple[str, ...]:
     """Codes of a block of strings or integers, as one float tensor [N, C] or C tensors [N, 1]."""
     block = block if block.kind == "string" else graph.integers(block)
-    tensors, _ = graph.split(block)
-    made = tuple(_lookup(graph, block.kind, tensor, codes) for tensor, codes in zip(tensors, columns, strict=True))
+    made = tuple(_lookup(graph, block.kind, tensor, codes) for tensor, codes in zip(graph.split(block), columns, strict=True))
     if not block.valid:
         return made
     nulls = graph.constant([[codes.null for codes in columns]], np.float32)

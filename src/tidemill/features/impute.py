@@ -77,7 +77,7 @@ class Impute:
 
     def _text_nodes(self, graph: Builder, block: Block, fitted: Sequence[Fitted]) -> Block:
         tensors, missing = [], []
-        for tensor, stats in zip(graph.split(block)[0], fitted, strict=True):
+        for tensor, stats in zip(graph.split(block), fitted, strict=True):
             null = graph.node("Equal", tensor, graph.constant([[NULL_STRING]], object))
             tensors.append(graph.node("Where", null, graph.constant([[stats["fill"]]], object), tensor))
             missing.append(null)

@@ -1,0 +1,146 @@
+"""One body over every operator, and over one that a project brings along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from tidemill.core.load import TABLE
+from tidemill.features.builder import DOUBLE, Block, Builder
+from tidemill.features.operator import Fitted, Kind, Made, Values, numbers
+from tidemill.testing.operator import OperatorConformance
+
+NUMBERS = ("int64", "float32", "float64", "boolean")
+CATEGORIES = ("string", "int64", "boolean")
+
+
+def same(kinds: Sequence[str], chains: list[list[Any]]) -> dict[str, list[list[Any]]]:
+    return dict.fromkeys(kinds, chains)
+
+
+class TestImpute(OperatorConformance):
+    operator = "impute"
+    chains = {
+        **same(
+            NUMBERS,
+            [
+                ["impute"],
+                [{"op": "impute", "strategy": "mean", "indicator": False}],
+                [{"op": "impute", "strategy": "most_frequent", "indicator": True}, "standardize"],
+                [{"op": "impute", "strategy": "constant", "value": -1}],
+            ],
+        ),
+        "string": [["impute", "one_hot"], [{"op": "impute", "strategy": "constant", "value": "中", "indicator": True}, "vocabulary"]],
+    }
+
+
+class TestStandardize(OperatorConformance):
+    operator = "standardize"
+    chains = same(NUMBERS, [["standardize"], [{"op": "clip", "min": 3, "max": 3}, "standardize"]])
+
+
+class TestLog(OperatorConformance):
+    operator = "log"
+    chains = same(NUMBERS, [["log"], ["impute", "log", "standardize"]])
+
+
+class TestClip(OperatorConformance):
+    operator = "clip"
+    chains = same(
+        NUMBERS,
+        [
+            [{"op": "clip", "min": -1.5, "max": 2}],
+            [{"op": "clip", "max": 0}],
+            [{"op": "clip", "low_quantile": 0.1, "high_quantile": 0.8}, "standardize"],
+            [{"op": "clip", "min": 0, "high_quantile": 0.9}],
+        ],
+    )
+
+
+class TestBin(OperatorConformance):
+    operator = "bin"
+    chains = same(
+        NUMBERS,
+        [["bin"], [{"op": "bin", "by": "uniform", "bins": 4}, "one_hot"], [{"op": "bin", "edges": [-1, 0, 2.5]}, "vocabulary"]],
+    )
+
+
+class TestOneHot(OperatorConformance):
+    operator = "one_hot"
+    chains = same(
+        CATEGORIES,
+        [["one_hot"], [{"op": "one_hot", "max_categories": 3}], [{"op": "one_hot", "min_count": 2}], [{"op": "one_hot", "min_count": 99}]],
+    )
+
+
+class TestVocabulary(OperatorConformance):
+    operator = "vocabulary"
+    chains = same(
+        CATEGORIES,
+        [["vocabulary"], [{"op": "vocabulary", "max_size": 2, "min_count": 1}, "standardize"], [{"op": "vocabulary", "min_count": 99}]],
+    )
+
+
+class TestDateParts(OperatorConformance):
+    operator = "date_parts"
+    every = ["year", "quarter", "month", "day", "weekday", "weekend", "day_of_year", "hour", "minute", "second"]
+    chains = {
+        "timestamp": [
+            ["date_parts"],
+            [{"op": "date_parts", "parts": every}],
+            [{"op": "date_parts", "parts": every[::-1], "timezone": "America/New_York"}],
+            [{"op": "date_parts", "parts": ["hour"], "timezone": "Asia/Kolkata"}, "one_hot"],
+            [{"op": "date_parts", "parts": ["month", "hour"]}, "impute", "standardize"],
+        ]
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """x to a power: an operator that no table knows."""
+
+    exponent: int = 2
+    """The power."""
+
+    accepts: ClassVar[tuple[Kind, ...]] = ("number",)
+
+    def fit(self, kind: Kind) -> Fitted:
+        return {}
+
+    def reference(self, name: str, values: Values, fitted: Fitted) -> Made:
+        with np.errstate(all="ignore"):
+            return Made({f"{name}^{self.exponent}": numbers(values.data**self.exponent)})
+
+    def nodes(self, graph: Builder, block: Block, fitted: Sequence[Fitted]) -> Block:
+        made = graph.node("Pow", graph.numbers(block), graph.constant([[float(self.exponent)]], np.float64))
+        return block.take([f"{name}^{self.exponent}" for name in block.names], made, DOUBLE)
+
+
+class WrongPower(Power):
+    """Its nodes do something else than its reference."""
+
+    def reference(self, name: str, values: Values, fitted: Fitted) -> Made:
+        return Made({f"{name}^{self.exponent}": numbers(values.data)})
+
+
+class TestAnOperatorOfOnesOwn(OperatorConformance):
+    operator = Power  # type: ignore[assignment]
+    chains = same(NUMBERS, [[{"op": Power}], ["impute", {"op": Power, "exponent": 3}, "standardize"]])
+
+
+def test_the_suite_sees_a_route_that_differs() -> None:
+    class Suite(OperatorConformance):
+        operator = "wrong"
+        chains: ClassVar[dict[str, Any]] = {"float64": [[{"op": WrongPower}]]}
+
+    with pytest.raises(AssertionError, match=r"float64 0a\^2 by records"):
+        Suite().test_every_route_answers_as_the_reference()
+
+
+def test_every_operator_of_the_table_is_here() -> None:
+    covered = {suite.operator for suite in OperatorConformance.__subclasses__()}
+    assert set(TABLE["operator"]) <= covered
