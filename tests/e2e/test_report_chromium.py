@@ -9,13 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tidemill import pipeline
+from tidemill.core.project import from_tree
+from tidemill.monitor.drift import report
 from tidemill.ui.drift import render_drift
 from tidemill.ui.report import collect, write_report
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=4000"]  # fmt: skip
+SECTIONS = ["contract", "quality", "slices", "parity", "model", "tuning", "features", "data", "lineage", "environment"]
 UNIT = Path(__file__).parents[1] / "unit" / "ui"
 HOSTILE = "<script>document.title='owned'</script><img src='http://127.0.0.1:9/x' onerror=\"document.title='owned'\">"
 
@@ -55,8 +60,7 @@ def browse(chromium: Path, tmp_path: Path) -> Dump:
 def test_a_browser_shows_every_section_and_complains_of_nothing(sample: Any, browse: Dump, tmp_path: Path, task: str) -> None:
     page = write_report(collect(sample.make(tmp_path / "run", task=task), run=sample.RUN), tmp_path / "report.html")
     dom, log = browse(page)
-    wanted = ["contract", "quality", "slices", "parity", "model", "tuning", "features", "data", "lineage", "environment"]
-    assert re.findall(r'<section id="(\w+)">', dom) == wanted
+    assert re.findall(r'<section id="(\w+)">', dom) == SECTIONS
     assert "CONSOLE" not in log, log
     assert page.stat().st_size < 500_000
 
@@ -68,6 +72,36 @@ def test_markup_in_the_data_is_shown_and_not_run(sample: Any, browse: Dump, tmp_
     assert "&lt;script&gt;" in dom
     assert "<script" not in dom
     assert "<img" not in dom
+    assert "CONSOLE" not in log, log
+
+
+def test_a_real_run_and_its_drift_are_shown(browse: Dump, tmp_path: Path) -> None:
+    """From rows with a hostile column and value to the pages that the command line writes."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rng = np.random.default_rng(3)
+    distance, carrier = rng.gamma(3, 300, 1500), rng.choice(["UA", "AA", HOSTILE], 1500)
+    late = rng.random(1500) < 1 / (1 + np.exp(distance / 400 - 2 - (carrier == "UA")))
+    rows = pa.table({"distance": distance, HOSTILE: carrier, "late": late, "leak": late.astype(float)})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    pq.write_table(rows.set_column(0, "distance", pa.array(distance * 3)), tmp_path / "live.parquet")
+    tree = {
+        "name": "flights", "data": {"source": str(tmp_path / "rows.parquet"), "target": "late"},
+        "model": {"kind": "xgboost", "num_rounds": 30}, "tune": {"trials": 3, "space": {"model.max_depth": {"int": [2, 4]}}},
+    }  # fmt: skip
+    made = pipeline.run(from_tree(tree, folder=tmp_path), profile=True)
+    page = write_report(collect(made.stages, run=made.to_json()), tmp_path / "report.html")
+    dom, log = browse(page)
+    assert re.findall(r'<section id="(\w+)">', dom) == SECTIONS
+    assert "Version 1 is now champion." in dom
+    assert "of leakage." in dom
+    assert "<script" not in dom
+    assert "CONSOLE" not in log, log
+
+    assert made.package is not None
+    drift = tmp_path / "drift.html"
+    drift.write_text(render_drift(report(made.package, tmp_path / "live.parquet")), encoding="utf-8")
+    dom, log = browse(drift)
+    assert re.findall(r'<section id="(\w+)">', dom) == ["prediction", "moved", "columns"]
     assert "CONSOLE" not in log, log
 
 

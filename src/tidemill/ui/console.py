@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,14 @@ from tidemill.ui.format import number, plain, score, seconds, words
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.status import Status
+    from rich.live import Live
 
     from tidemill.core.events import Event, Listener
 
-MARKS = {"done": ("\u2713", "+"), "cached": ("\u00b7", "."), "failed": ("\u2717", "x"), "warning": ("!", "!")}
+# Progress moves the line at most this often.
+TELL_S = 0.1
+
+MARKS = {"now": ("\u203a", ">"), "done": ("\u2713", "+"), "cached": ("\u00b7", "."), "failed": ("\u2717", "x"), "warning": ("!", "!")}
 COLOURS = {"done": "green", "cached": "dim", "failed": "red", "warning": "yellow"}
 
 
@@ -63,7 +67,8 @@ class _Teller:
     def __init__(self, screen: Console) -> None:
         self._screen = screen
         self._stage: str | None = None
-        self._status: Status | None = None
+        self._live: Live | None = None
+        self._shown_at = 0.0
 
     def __call__(self, event: Event) -> None:
         stage = str(event.fields.get("stage", ""))
@@ -83,23 +88,26 @@ class _Teller:
             self._stage = None
         elif event.kind.endswith((".done", ".registered")):
             self._clear()
-        elif event.kind != "run.started":
+        elif event.kind != "run.started" and not (event.level == "progress" and time.monotonic() - self._shown_at < TELL_S):
+            self._shown_at = time.monotonic() if event.level == "progress" else 0.0
             self._show(event.message or _progress(event.fields), name=self._stage or event.kind.partition(".")[0])
 
     def _show(self, text: str, *, name: str | None = None) -> None:
-        """Put what happens now on the moving line, on a terminal."""
+        """Put what happens now on the moving line, on a terminal; it moves with the events, no thread stirs it between them."""
         if not self._screen.is_terminal:
             return
+        from rich.live import Live
         from rich.text import Text
 
-        line = Text.assemble(f"{_clean(name or self._stage or ''):<10}", (_clean(text), "dim"))
-        line.truncate(max(self._screen.width - 4, 10), overflow="ellipsis")
-        if self._status is None:
-            self._status = self._screen.status(line, spinner="dots" if self._fancy else "line", spinner_style="cyan")
-            self._status.start()
+        line = Text.assemble(
+            (f"{MARKS['now'][0 if self._fancy else 1]} ", "cyan"), f"{_clean(name or self._stage or ''):<10}", (_clean(text), "dim")
+        )
+        line.truncate(max(self._screen.width - 1, 10), overflow="ellipsis")
+        if self._live is None:
+            self._live = Live(console=self._screen, auto_refresh=False, transient=True)
+            self._live.start()
             atexit.register(self._clear)
-        else:
-            self._status.update(line)
+        self._live.update(line, refresh=True)
 
     def _line(self, state: str, name: str, *parts: str) -> None:
         """A line that stays."""
@@ -114,9 +122,9 @@ class _Teller:
         self._screen.print(text)
 
     def _clear(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
             atexit.unregister(self._clear)
 
     @property
