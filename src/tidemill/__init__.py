@@ -13,13 +13,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tidemill.client import Client
     from tidemill.core.errors import TidemillError
     from tidemill.core.package import Package
     from tidemill.estimator import Model, fit
 
-__all__ = ["Model", "Package", "TidemillError", "__version__", "fit"]
+__all__ = ["Client", "Model", "Package", "TidemillError", "__version__", "fit"]
 
 _HOMES = {
+    "Client": "tidemill.client",
     "Model": "tidemill.estimator",
     "Package": "tidemill.core.package",
     "TidemillError": "tidemill.core.errors",
