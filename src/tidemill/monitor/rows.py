@@ -10,9 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tidemill.core.engine import EngineConfig, Source
+from tidemill.core.engine import EngineConfig, Source, open_engine
 from tidemill.core.errors import DataError
-from tidemill.core.load import load
 from tidemill.core.package import Package
 
 LOG_FILES = "predictions-*.jsonl"
@@ -38,12 +37,12 @@ class LiveRows:
         logs = sorted(self._path.glob(LOG_FILES)) if self._path.is_dir() else []
         if logs or self._path.suffix == ".jsonl":
             return self._logged(logs or [self._path])
-        config = EngineConfig()
-        types = {column.name: column.type for column in self._package.schema}
-        source = Source(path=str(self._path), types=types)
-        wanted = [*self._package.schema.names, *self._columns]
-        rows: Iterator[pa.RecordBatch] = load("engine", config.data)(config).scan(source, wanted).batches(BATCH_ROWS)
-        return rows
+        return self._scanned()
+
+    def _scanned(self) -> Iterator[pa.RecordBatch]:
+        source = Source(path=str(self._path), types={column.name: column.type for column in self._package.schema})
+        with open_engine(EngineConfig()) as engine:
+            yield from engine.scan(source, [*self._package.schema.names, *self._columns]).batches(BATCH_ROWS)
 
     def _logged(self, files: list[Path]) -> Iterator[pa.RecordBatch]:
         records = self._records(files)

@@ -20,10 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tidemill.core.artifact import PARTIAL, hash_json, lock, write_json
-from tidemill.core.engine import EngineConfig, Source
+from tidemill.core.engine import EngineConfig, Rows, Source, open_engine
 from tidemill.core.errors import ConfigError, DataError, NotFound
 from tidemill.core.events import Events
-from tidemill.core.load import load
 from tidemill.core.package import Answers, Package, Predictor
 
 PART_ROWS = 262_144
@@ -67,23 +66,29 @@ def predict(
     config = engine or EngineConfig()
     kept = list(package.keys if keep is None else keep)
     columns = list(dict.fromkeys([*kept, *package.schema.names]))
-    data = load("engine", config.data)(config)
-    given = data.scan(Source(path=str(source)), None).schema.names
-    _check_columns(given, columns, kept)
-    # A CSV's columns are what the package says, not what their values look like.
-    rows = data.scan(Source(path=str(source), types={column.name: column.type for column in package.schema}), columns)
-    predictor = Predictor(package, threads=config.threads or os.cpu_count() or 1)
+    types = {column.name: column.type for column in package.schema}
+    with open_engine(config) as data:
+        _check_columns(data.scan(Source(path=str(source)), None).schema.names, columns, kept)
+        # A CSV's columns are what the package says, not what their values look like.
+        rows = data.scan(Source(path=str(source), types=types), columns)
+        predictor = Predictor(package, threads=config.threads or os.cpu_count() or 1)
+        batches = min(batch_rows, PART_ROWS)
+        done = _predict(predictor, rows, output.absolute(), key=_key(package, source, kept), kept=kept, batch_rows=batches, events=events)
+    events.emit("predict.done", str(output), rows=done.rows)
+    return done
 
-    output = output.absolute()
+
+def _predict(
+    predictor: Predictor, rows: Rows, output: Path, *, key: str, kept: Sequence[str], batch_rows: int, events: Events
+) -> Predicted:
     output.parent.mkdir(parents=True, exist_ok=True)
     work = output.parent / f"{PARTIAL}predict-{output.name}"
     with lock(output.parent / f".{output.name}.lock"):
-        progress = _Progress.open(work, key=_key(package, source, kept))
+        progress = _Progress.open(work, key=key)
         resumed = progress.rows
         try:
-            for part in _parts(rows.batches(min(batch_rows, PART_ROWS)), skip=progress.rows):
-                tables = [_answer(predictor, batch, kept) for batch in part]
-                progress.add(pa.Table.from_batches(tables))
+            for part in _parts(rows.batches(batch_rows), skip=progress.rows):
+                progress.add(pa.Table.from_batches([_answer(predictor, batch, kept) for batch in part]))
                 events.emit("predict.rows", level="progress", rows=progress.rows)
             if not progress.parts:
                 empty = next(iter(rows.batches(1)), None) or pa.RecordBatch.from_pylist([], schema=rows.schema)
@@ -93,7 +98,6 @@ def predict(
             raise
         progress.finish(output)
         (output.parent / f".{output.name}.lock").unlink(missing_ok=True)
-    events.emit("predict.done", str(output), rows=progress.rows)
     return Predicted(path=output, rows=progress.rows, resumed_rows=resumed)
 
 
