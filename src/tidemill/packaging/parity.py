@@ -79,21 +79,21 @@ def compare(predictor: Predictor, rows: Rows, native: Native, *, limit: float, c
         answers.append(graph_N)
         gaps.append(gap_N)
         sizes.append(size_N)
-        worst.add(batch, graph_N, native_N, gap_N / np.maximum(size_N, _scale(sizes)) if relative else gap_N)
+        worst.add(batch, graph_N, native_N, gap_N / np.fmax(size_N, _scale(sizes)) if relative else gap_N)
         picked = range((-first) % step, batch.num_rows, step)
         sample += [(batch.slice(row, 1).select(schema.names).to_pylist()[0], graph_N[row]) for row in picked]
         first += batch.num_rows
     gap_N, size_N = np.concatenate(gaps), np.concatenate(sizes)
     scale = _scale(sizes)
-    difference_N = gap_N / np.maximum(size_N, scale) if relative else gap_N
+    difference_N = gap_N / np.fmax(size_N, scale) if relative else gap_N
     route_N = np.array([_gap(_values(predictor.records([record])), bulk[None])[0] for record, bulk in sample])
     if relative:
-        route_N /= np.maximum([np.abs(bulk) for _, bulk in sample], scale)
+        route_N /= np.fmax([np.abs(bulk) for _, bulk in sample], scale)
     over = int((difference_N > limit).sum())
     evidence: dict[str, Any] = {
         "rows": len(difference_N),
         "max_difference": float(max(difference_N.max(initial=0.0), route_N.max(initial=0.0))),
-        "p99_difference": float(np.quantile(difference_N, 0.99)),
+        "p99_difference": float(np.quantile(difference_N, 0.99, method="higher")),
         "mean_difference": float(difference_N.mean()),
         "limit": limit,
         "measure": "relative" if relative else "absolute",
@@ -133,7 +133,7 @@ class _Worst:
         """The worst first, each with its cause and record where it is over the limit; relative to `scale` where one is given."""
         made = []
         for _, _, row, graph, found in sorted(self._heap, key=lambda item: item[:2], reverse=True):
-            unit = 1.0 if scale is None else max(float(np.abs(found).max()), scale)
+            unit = 1.0 if scale is None else float(np.fmax(np.abs(found).max(), scale))
             entry: dict[str, Any] = {"difference": float(_gap(graph[None], found[None])[0] / unit)}
             if graph.size <= SHOWN_NUMBERS:
                 entry |= {"graph": graph.tolist(), "native": found.tolist()}
