@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidemill.ui.charts import bar, sparkline
 from tidemill.ui.collect import Report, dig
-from tidemill.ui.format import moment, number, percent, plain, shorten
+from tidemill.ui.format import number, percent, plain, shorten
 from tidemill.ui.page import Html, Section, badge, details, join, table, tag
 from tidemill.ui.summary import leakage
 
@@ -175,8 +176,7 @@ def top_values(column: Mapping[str, Any]) -> list[tuple[Any, int]]:
 
 
 def _day(value: Any) -> str:
+    """The day of a time in ISO 8601, or in microseconds."""
     if isinstance(value, (int, float)):
-        import datetime as dt
-
         value = dt.datetime.fromtimestamp(value / 1e6, dt.UTC).isoformat()
-    return moment(value).partition(",")[0]
+    return str(value)[:10]

@@ -52,7 +52,7 @@ def _header(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> 
     level = str(dig(report, "verdict", "level", default="stable"))
     said = tag("p", dig(report, "verdict", "text")) if dig(report, "verdict", "text") else None
     kind = KINDS.get(level, "plain")
-    verdict = tag("div", icon(kind), tag("strong", WORDS.get(level, level)), said, class_=f"verdict {kind}", role="status")
+    verdict = tag("div", icon(kind), tag("strong", WORDS.get(level, level)), said, class_=f"verdict {kind}")
     return tag("header", tag("p", "Drift report", class_="over"), title, facts, verdict, _figures(report, columns))
 
 

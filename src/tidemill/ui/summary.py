@@ -30,19 +30,20 @@ def contract(report: Report) -> Section | None:
     verdicts = judged(report)
     if not verdicts:
         return None
+    intervals = [_measured_interval(verdict.promise, report) for verdict in verdicts]
+    columns = ["Promise", "Kept", "Promised", "Measured", *(["95 % interval"] if any(intervals) else []), "Evidence"]
     rows = [
         (
             join(_promise_name(verdict.promise), tag("small", _metric(verdict.promise, report))),
             _kept(verdict),
             f"{_relation(verdict.promise)} {_value(verdict.promise, verdict.promise['limit'])}",
             _value(verdict.promise, verdict.measured),
-            _measured_interval(verdict.promise, report),
+            *([between] if any(intervals) else []),
             _evidence(verdict.promise, report),
         )
-        for verdict in verdicts
+        for verdict, between in zip(verdicts, intervals, strict=True)
     ]
-    columns = ("Promise", "Kept", "Promised", "Measured", "95 % interval", "Evidence")
-    made = table(columns, rows, caption="Promises and what was measured of them", numbers=(2, 3, 4))
+    made = table(columns, rows, caption="Promises and what was measured of them", numbers=range(2, len(columns) - 1))
     return Section(
         id="contract",
         title="Contract",
@@ -147,7 +148,7 @@ def leakage(report: Report) -> list[Any]:
 
 def _panel(kind: str, word: str, text: str, lines: Sequence[str]) -> Html:
     listed = tag("ul", *(tag("li", line) for line in lines)) if lines else None
-    return tag("div", icon(kind), tag("strong", word, " ", text), listed, class_=f"verdict {kind}", role="status")
+    return tag("div", icon(kind), tag("strong", word, " ", text), listed, class_=f"verdict {kind}")
 
 
 def icon(kind: str) -> Html:
