@@ -1,0 +1,201 @@
+"""Whatever protocol a caller speaks, and whichever client, the same rows get the same answers from a running server."""
+
+from __future__ import annotations
+
+import io
+import json
+import queue
+import struct
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tidemill.client import Client
+from tidemill.core.errors import ConfigError, DataError, Unavailable
+from tidemill.serve.config import ServeConfig
+from tidemill.serve.server import Running, serve
+from tidemill.testing.packages import COLUMNS, EXAMPLE, tiny_package, tiny_probability
+
+pytestmark = pytest.mark.server
+
+# 2013-06-01T19:30:00Z, in the form of each protocol.
+DEPARTS = 1_370_115_000_000_000
+RECORDS: list[dict[str, Any]] = [
+    EXAMPLE,
+    {**EXAMPLE, "carrier": "航空", "weekend": False, "seats": 9},
+    {**EXAMPLE, "carrier": None, "distance": None, "fare": None, "weekend": None},
+    {**EXAMPLE, "seats": None, "departs": None, "carrier": ""},
+]
+EXPECTED = [tiny_probability(record) for record in RECORDS]
+
+TYPES = {"distance": "FP64", "fare": "FP32", "seats": "INT64", "carrier": "BYTES", "weekend": "BOOL", "departs": "INT64"}
+ONLY_IN_FULL = [0, 1]  # rows without a null, for clients that cannot say one
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of tiny packages, `rows` the default and `texts` beside it."""
+    folder = tmp_path_factory.mktemp("served")
+    packages = [tiny_package(folder / "rows", name="rows", version="3"), tiny_package(folder / "texts", task="text", name="texts")]
+    ready: queue.Queue[Running] = queue.Queue()
+    thread = threading.Thread(target=serve, args=(packages,), kwargs={"config": ServeConfig(port=0), "on_ready": ready.put})
+    thread.start()
+    running = ready.get(timeout=60)
+    yield running.url
+    running.stop()
+    thread.join()
+
+
+def call(url: str, body: bytes, **headers: str) -> tuple[Any, bytes]:
+    """Headers and body of a POST."""
+    request = urllib.request.Request(url, body, {key.replace("_", "-"): value for key, value in headers.items()})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return response.headers, response.read()
+
+
+def asked(url: str, value: Any) -> Any:
+    return json.loads(call(url, json.dumps(value).encode(), content_type="application/json")[1])
+
+
+def plain(server: str) -> list[float]:
+    return [asked(f"{server}/predict", record)["probability"] for record in RECORDS]
+
+
+def plain_batch(server: str) -> list[float]:
+    return [row["probability"] for row in asked(f"{server}/predict_batch", {"records": RECORDS})["predictions"]]
+
+
+def by_name_and_version(server: str) -> list[float]:
+    return [row["probability"] for row in asked(f"{server}/models/rows/versions/3/predict_batch", {"records": RECORDS})["predictions"]]
+
+
+def arrow(server: str) -> list[float]:
+    rows = [{**record, "departs": None if record["departs"] is None else DEPARTS} for record in RECORDS]
+    table = pa.Table.from_pylist(rows, schema=COLUMNS.to_arrow())
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    _, body = call(f"{server}/predict_batch", sink.getvalue(), content_type="application/vnd.apache.arrow.stream")
+    return list(pa.ipc.open_stream(body).read_all().column("probability").to_pylist())
+
+
+def kserve_v1(server: str) -> list[float]:
+    return [row["probability"] for row in asked(f"{server}/v1/models/rows:predict", {"instances": RECORDS})["predictions"]]
+
+
+def column(name: str) -> list[Any]:
+    values = [record[name] for record in RECORDS]
+    return [None if value is None else DEPARTS for value in values] if name == "departs" else values
+
+
+def v2(server: str) -> list[float]:
+    inputs = [{"name": name, "shape": [len(RECORDS), 1], "datatype": kind, "data": column(name)} for name, kind in TYPES.items()]
+    answer = asked(f"{server}/v2/models/rows/infer", {"inputs": inputs, "outputs": [{"name": "probability"}]})
+    return [float(p) for p in np.array(answer["outputs"][0]["data"]).reshape(answer["outputs"][0]["shape"])[:, 1]]
+
+
+def v2_raw(server: str) -> list[float]:
+    """The binary extension, nulls as the package format writes them."""
+    n = len(RECORDS)
+    texts = [("\uffff" if value is None else value).encode() for value in column("carrier")]
+    raw = {
+        "distance": ("FP64", np.array([np.nan if v is None else v for v in column("distance")]).tobytes()),
+        "fare": ("FP32", np.array([np.nan if v is None else v for v in column("fare")], np.float32).tobytes()),
+        "seats": ("INT64", np.array([v or 0 for v in column("seats")]).tobytes()),
+        "seats__valid": ("BOOL", np.array([v is not None for v in column("seats")]).tobytes()),
+        "carrier": ("BYTES", b"".join(struct.pack("<I", len(text)) + text for text in texts)),
+        "weekend": ("UINT8", np.array([2 if v is None else v for v in column("weekend")], np.uint8).tobytes()),
+        "departs": ("INT64", np.array([-(2**63) if v is None else v for v in column("departs")]).tobytes()),
+    }
+    inputs = [
+        {"name": name, "shape": [n, 1], "datatype": kind, "parameters": {"binary_data_size": len(content)}} for name, (kind, content) in raw.items()
+    ]  # fmt: skip
+    head = json.dumps({"inputs": inputs, "outputs": [{"name": "probability", "parameters": {"binary_data": True}}]}).encode()
+    body = head + b"".join(content for _, content in raw.values())
+    headers, answer = call(f"{server}/v2/models/rows/infer", body, inference_header_content_length=str(len(head)))
+    content = answer[int(headers["inference-header-content-length"]) :]
+    return [float(p) for p in np.frombuffer(content, np.float32).reshape(n, 2)[:, 1]]
+
+
+def own_client(server: str) -> list[float]:
+    with Client(server) as client:
+        singles = [client.predict(record)["probability"] for record in RECORDS]
+        assert [row["probability"] for row in client.predict_batch(RECORDS)] == singles
+        return singles
+
+
+@pytest.mark.parametrize("speak", [plain, plain_batch, by_name_and_version, arrow, kserve_v1, v2, v2_raw, own_client])
+def test_the_answers_are_the_same_in_every_protocol(server: str, speak: Callable[[str], list[float]]) -> None:
+    assert speak(server) == pytest.approx(EXPECTED, abs=1e-6)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_triton_client_works_unchanged(server: str, binary: bool) -> None:
+    http = pytest.importorskip(
+        "tritonclient.http", reason="tritonclient is not installed (pip install 'tritonclient[http]')", exc_type=ImportError
+    )
+    numpy_types = {"FP64": np.float64, "FP32": np.float32, "INT64": np.int64, "BYTES": np.object_, "BOOL": np.bool_}
+    client = http.InferenceServerClient(server.removeprefix("http://"))
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("rows")
+    assert client.is_model_ready("rows", "3")
+    assert client.get_server_metadata()["name"] == "tidemill"
+    described = client.get_model_metadata("rows")
+    assert {tensor["name"]: tensor["datatype"] for tensor in described["inputs"]} == TYPES
+    inputs = []
+    for tensor in described["inputs"]:
+        values = [column(tensor["name"])[row] for row in ONLY_IN_FULL]
+        array = np.array(values, numpy_types[tensor["datatype"]]).reshape(-1, 1)
+        inputs.append(http.InferInput(tensor["name"], array.shape, tensor["datatype"]))
+        inputs[-1].set_data_from_numpy(array, binary_data=binary)
+    answer = client.infer("rows", inputs, request_id="7", outputs=[http.InferRequestedOutput("probability", binary_data=binary)])
+    assert answer.get_response()["id"] == "7"
+    assert answer.as_numpy("probability")[:, 1] == pytest.approx([EXPECTED[row] for row in ONLY_IN_FULL], abs=1e-6)
+    unnamed = client.infer("rows", inputs)
+    assert unnamed.as_numpy("prediction").tolist() == [EXPECTED[row] > 0.5 for row in ONLY_IN_FULL]
+    with pytest.raises(Exception, match="model 'none' is not known"):
+        client.infer("none", inputs)
+    client.close()
+
+
+def test_texts_are_answered_alike(server: str) -> None:
+    expected = tiny_probability({"text": "great"})
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["great"]}
+    with Client(server, model="texts") as client:
+        assert client.predict("great")["sentiment"] == "POSITIVE"
+        assert client.predict_batch(["great", "awful"])[0]["confidence"] == pytest.approx(expected)
+    assert asked(f"{server}/v1/models/texts:predict", {"instances": ["great"]})["predictions"][0]["probability"] == pytest.approx(expected)
+    assert asked(f"{server}/v2/models/texts/infer", {"inputs": [tensor]})["outputs"][1]["data"][1] == pytest.approx(expected)
+
+
+def test_the_client_tells_what_was_wrong(server: str) -> None:
+    with Client(server) as client:
+        assert client.health()["status"] == "healthy"
+        assert client.model_info()["name"] == "rows"
+        with pytest.raises(DataError, match="must be a number") as caught:
+            client.predict({**EXAMPLE, "distance": "far"})
+        assert caught.value.field == "distance"
+        assert client.predict(EXAMPLE)["probability"] == pytest.approx(EXPECTED[0])
+    with Client(server, model="none") as client, pytest.raises(ConfigError, match="model 'none' is not known"):
+        client.predict(EXAMPLE)
+    with pytest.raises(Unavailable, match="must answer"):
+        Client("http://127.0.0.1:1").health()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/predict", 422), ("/v2/models/rows/infer", 422), ("/v2/models/none/infer", 404), ("/nowhere", 404), ("/health", 405)],
+)
+def test_errors_are_json_of_their_protocol(server: str, path: str, status: int) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        asked(server + path, {})
+    with caught.value as answer:
+        assert answer.code == status
+        assert isinstance(json.loads(answer.read())["error"], str if path.startswith("/v2") else dict)
