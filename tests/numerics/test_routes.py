@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.core.errors import DataError
@@ -90,7 +90,6 @@ def cases(draw: st.DrawFn) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
 
 
 @given(cases())
-@settings(max_examples=150)
 def test_every_route_equals_the_reference(case: tuple[pa.Table, pa.Table, dict[str, Any]]) -> None:
     seen, asked, chains = case
     if all(is_constant(column) for column in seen.columns):

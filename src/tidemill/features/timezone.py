@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from tidemill.features.builder import Builder
 
 FIRST_YEAR, LAST_YEAR = 1900, 2100
-_STEP = 12 * 3600
+# No zone has changed its clocks and back within a day.
+_STEP = 24 * 3600
 
 
 def zone(name: str) -> ZoneInfo:
