@@ -68,7 +68,7 @@ def csv_query(connection: duckdb.DuckDBPyConnection, files: Mapping[Path, Path],
             f"read_csv({literals(files)}, auto_detect = false, strict_mode = true,"
             f" delim = {literal(delimiter)}, quote = '\"', escape = '\"', header = {str(source.header).lower()},"
             f" nullstr = {literals(source.null)}, columns = {{{columns}}},"
-            f" hive_partitioning = {str(hive).lower()}, maximum_line_size = 16777216)"
+            f" hive_partitioning = {str(hive).lower()})"
         )
 
     with _explained(files, names):

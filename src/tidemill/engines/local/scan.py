@@ -67,7 +67,8 @@ def _check_parquet(files: Mapping[Path, Path]) -> None:
         if first is None:
             first = (shown, schema)
         elif first[1].names != schema.names or first[1].types != schema.types:
-            odd = sorted(set(map(str, first[1])) ^ set(map(str, schema)))
+            shapes = [{f"{field.name} {field.type}" for field in other} for other in (first[1], schema)]
+            odd = sorted(shapes[0] ^ shapes[1]) or ["their order"]
             raise DataError(f"source files must have the same columns, {shown} and {first[0]} differ: {', '.join(odd[:6])}")
 
 
