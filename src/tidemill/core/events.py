@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,23 +41,23 @@ class Events:
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
-    def emit(self, kind: str, message: str = "", *, level: Level = "info", **fields: Any) -> None:
+    def emit(self, kind: str, message: str = "", /, *, level: Level = "info", **fields: Any) -> None:
         event = Event(kind=kind, message=message, level=level, fields=fields)
         for listener in self._listeners:
             listener(event)
 
-    def warn(self, kind: str, message: str, **fields: Any) -> None:
+    def warn(self, kind: str, message: str, /, **fields: Any) -> None:
         self.emit(kind, message, level="warning", **fields)
 
 
 def to_file(path: Path) -> Listener:
-    """A listener that appends each event to a JSON-lines file, except progress."""
+    """A listener that appends each event to a JSON-lines file, except progress; a log that cannot be written ends no work."""
 
     def write(event: Event) -> None:
         if event.level == "progress":
             return
         line = {"at": event.at, "level": event.level, "kind": event.kind, "message": event.message, **event.fields}
-        with path.open("a", encoding="utf-8") as file:
+        with suppress(OSError), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
 
     return write
