@@ -196,6 +196,11 @@ def test_rounds_are_told_and_can_be_stopped(case: tuple[str, str, Any]) -> None:
     assert all(task in metric_of(name).tasks for name in measured)
 
 
+def test_a_round_has_a_pace(case: tuple[str, str, Any]) -> None:
+    model = load("model", case[0])()
+    assert 0 < model.pace(model.Params()) <= 1
+
+
 def test_no_validation_rows_are_needed(case: tuple[str, str, Any]) -> None:
     kind, task, _ = case
     model = load("model", kind)()

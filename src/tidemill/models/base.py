@@ -116,6 +116,9 @@ class Model(Protocol):
 
     def load(self, folder: Path) -> Fitted: ...
 
+    def pace(self, params: Any) -> float:
+        """How far one round takes the fit, so that fits of other parameters can be compared at the same progress."""
+
 
 class MemoryMatrix:
     """A matrix over arrays that are in memory already."""

@@ -103,6 +103,9 @@ class Linear:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder} must hold a linear model: {error}") from error
 
+    def pace(self, params: LinearParams) -> float:
+        return 1.0
+
 
 class FittedLinear:
     """Coefficients over standardised features, one row of them for each score."""

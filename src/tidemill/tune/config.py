@@ -31,7 +31,7 @@ class TuneConfig:
     metric: str | None = None
     """Metric on the validation rows that picks the best; the contract's quality metric, else the task's, when absent."""
     pruner: Literal["median", "none"] = "median"
-    """median stops a trial that is behind the median of the earlier ones at the same round; none lets all run."""
+    """median stops a trial that is behind the median of the earlier ones at the same progress; none lets all run."""
     timeout_s: float | None = field(default=None, metadata={"min": 0.0})
     """Seconds of fitting after which no trial is started; at least one is run."""
     seed: int | None = None

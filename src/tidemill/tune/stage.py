@@ -88,7 +88,8 @@ def _study(project: Project, space: list[Dimension], metric: str, work: Path, *,
 
 def _try(project: Project, workload: Workload, model: Model, trial: Trial, metric: str, *, number: int, events: Events) -> None:
     start = time.perf_counter()
-    fitted = workload.fit(model, project.model.parameters(trial.params), _watcher(trial, number, events))
+    params = project.model.parameters(trial.params)
+    fitted = workload.fit(model, params, _watcher(trial, number, model.pace(params), events))
     value = None
     if not trial.pruned and workload.valid is not None:
         y_N, weight_N = workload.valid.targets()
@@ -99,7 +100,7 @@ def _try(project: Project, workload: Workload, model: Model, trial: Trial, metri
     trial.end(value, seconds=time.perf_counter() - start)
 
 
-def _watcher(trial: Trial, number: int, events: Events) -> OnRound:
+def _watcher(trial: Trial, number: int, pace: float, events: Events) -> OnRound:
     told = [time.perf_counter()]
 
     def on_round(round_number: int, measured: Mapping[str, float]) -> bool:
@@ -110,7 +111,7 @@ def _watcher(trial: Trial, number: int, events: Events) -> OnRound:
                 "train.round", f"trial {number}, round {round_number}", level="progress", trial=number, round=round_number, **measured
             )
         for name, value in measured.items():  # the first is what the model goes by
-            return trial.tell_round(round_number, value, greater_is_better=metric_of(name.removeprefix("valid_")).greater_is_better)
+            return trial.tell_round(value, pace=pace, greater_is_better=metric_of(name.removeprefix("valid_")).greater_is_better)
         return False
 
     return on_round

@@ -20,9 +20,10 @@ JOURNAL = "study.journal"
 
 # Trials drawn at random before the sampler starts to learn.
 STARTUP_TRIALS = 8
-# A trial is compared with others at every so many rounds, after as many as the warm-up; each comparison is a write to disk.
-COMPARE_ROUNDS = 10
-WARMUP_ROUNDS = 50
+# A trial is compared with the others at the same progress (rounds times the model's pace), at whole numbers of it from this
+# one on. By rounds alone a low learning rate, which ends up best, would always look behind.
+WARMUP = 3
+# Trials that must be complete before any is compared.
 COMPARED_TRIALS = 5
 
 _PURPOSE = "tuning"
@@ -120,7 +121,7 @@ class Study:
         pruners = self._optuna.pruners
         if self._config.pruner == "none":
             return pruners.NopPruner()
-        return pruners.MedianPruner(n_startup_trials=COMPARED_TRIALS, n_warmup_steps=WARMUP_ROUNDS - 1)
+        return pruners.MedianPruner(n_startup_trials=COMPARED_TRIALS, n_warmup_steps=WARMUP)
 
     def _distribution(self, dimension: Dimension) -> Any:
         kinds = self._optuna.distributions
@@ -138,16 +139,19 @@ class Trial:
         self._study = study
         self._trial = trial
         self._curve: list[float] = []
+        self._progress = 0
         self.params: dict[str, Any] = dict(trial.params)
         self.pruned = False
 
-    def tell_round(self, number: int, value: float, *, greater_is_better: bool) -> bool:
-        """Take what was measured in a round; True where the trial should stop."""
+    def tell_round(self, value: float, *, pace: float, greater_is_better: bool) -> bool:
+        """Take what was measured in the next round; True where the trial should stop."""
         self._curve.append(value)
-        if self._study._config.pruner == "none" or (number + 1) % COMPARE_ROUNDS:
+        progress = int(len(self._curve) * pace + 1e-9)
+        if self._study._config.pruner == "none" or progress == self._progress:
             return False
+        self._progress = progress
         # Stands in for the metric while the trial runs, turned to its direction.
-        self._trial.report(value if greater_is_better == (self._study._sign > 0) else -value, number)
+        self._trial.report(value if greater_is_better == (self._study._sign > 0) else -value, progress)
         self.pruned = bool(self._trial.should_prune())
         return self.pruned
 

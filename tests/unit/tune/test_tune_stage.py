@@ -171,14 +171,30 @@ def test_a_lock_and_half_a_line_are_taken_away(tmp_path: Path) -> None:
 
 
 def test_trials_that_lag_are_pruned(finished_stages: Stages, tmp_path: Path) -> None:
-    space = {"model.learning_rate": {"log_float": [1e-4, 0.3]}}
-    facts, _, trials = tune(finished_stages(), tmp_path, project({"trials": 16, "space": space, "sampler": "random"}, {"num_rounds": 80}))
+    space = {"model.max_depth": {"int": [1, 8]}, "model.min_child_weight": {"log_float": [1, 1000]}}
+    model = {"num_rounds": 60, "learning_rate": 0.2, "early_stopping": 0}
+    made = project({"trials": 16, "space": space, "sampler": "random"}, model)
+    facts, _, trials = tune(finished_stages(), tmp_path, made)
     pruned = [trial for trial in trials if trial["state"] == "pruned"]
     assert facts["pruned"] == len(pruned) > 0
+    whole = [trial["curve"] for trial in trials if trial["state"] == "complete"]
     for trial in pruned:
         assert trial["value"] is None
-        assert 50 <= len(trial["curve"]) < 80
-        assert min(trial["curve"][9::10]) > min(min(other["curve"]) for other in trials if other["state"] == "complete")
+        assert trial["number"] >= 5
+        rounds = len(trial["curve"])
+        assert 15 <= rounds < 60  # progress 3 at 0.2 a round
+        assert max(trial["curve"][4::5]) < max(curve[rounds - 1] for curve in whole)
+
+
+def test_slow_learners_are_compared_at_the_same_progress(finished_stages: Stages, tmp_path: Path) -> None:
+    """A rate ten times lower is behind at any round and as good at the tenfold round."""
+    space = {"model.learning_rate": {"choice": [0.5, 0.05]}}
+    model = {"num_rounds": 120, "learning_rate": 0.5, "early_stopping": 0, "max_depth": 2}
+    _, _, trials = tune(finished_stages(), tmp_path, project({"trials": 10, "space": space, "sampler": "random"}, model))
+    slow = [trial for trial in trials if trial["params"]["model.learning_rate"] == 0.05]
+    fast = [trial for trial in trials if trial["params"]["model.learning_rate"] == 0.5]
+    assert slow[0]["curve"][9] < fast[0]["curve"][9]
+    assert {trial["state"] for trial in slow if trial["number"] >= 5} == {"complete"}
 
 
 def test_the_kind_offers_a_space_of_its_own(finished_stages: Stages, tmp_path: Path) -> None:
