@@ -49,7 +49,7 @@ def read_one(request: Request, model: Model) -> Work:
         )
     if model.text_column is not None and model.text_column not in record and "text" in record:
         record = {model.text_column: record["text"]}
-    inputs = model.signature.from_records((record,))
+    inputs = model.signature.from_record(record)
 
     def encode(answers: Answers) -> Response:
         row = model.form.rows(answers)[0]
