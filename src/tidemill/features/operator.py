@@ -50,7 +50,7 @@ class Values:
         if self.kind == "number":
             return np.asarray(~np.isnan(self.data))
         if self.kind == "string":
-            return np.fromiter((value is not None for value in self.data), bool, len(self.data))
+            return np.array([value is not None for value in self.data.tolist()], bool)
         return np.ones(len(self.data), bool) if self.valid is None else self.valid
 
     def as_kind(self, kind: Kind) -> Values:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from tidemill.core.artifact import Artifact, write_json
 from tidemill.core.engine import Source
-from tidemill.core.errors import ConfigError
+from tidemill.core.errors import ConfigError, DataError
 from tidemill.core.events import Events
 from tidemill.core.load import load
-from tidemill.core.schema import Schema
+from tidemill.core.schema import VALID_SUFFIX, Schema
 from tidemill.features.config import FeaturesConfig
 from tidemill.features.fitting import fit
 from tidemill.features.graph import build_graph
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
     from tidemill.core.project import Project
 
+# What the graphs of a package call their outputs; `<column>__valid` are inputs.
+RESERVED = ("features", "prediction", "probability")
+
 
 def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[str, Any]:
     """Fit the features on the training split of `data` and fill the folder `out`; small results.
 
     Raises:
         ConfigError: If `[features]` does not fit the columns.
-        DataError: If no column is left.
+        DataError: If no column is left, or one has a name that the graphs keep for themselves.
     """
     description = data.read_json("schema.json")
     roles = {description["target"]: "the target", description.get("weight"): "the weight"}
@@ -39,6 +42,13 @@ def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[
     config = FeaturesConfig(drop=tuple(name for name in config.drop if name not in roles), columns=config.columns)
     engine = load("engine", project.engine.data)(project.engine)
     rows = engine.scan(Source(path=str(data.path / "train"), format="parquet"), columns.names)
+    for name in (*RESERVED, *(name + VALID_SUFFIX for name in columns.names)):
+        if name in columns and name not in config.drop:
+            raise DataError(
+                f"column {name!r} must have another name: an input or output of the graph is called so",
+                field=name,
+                hint="rename it in prepare",
+            )
     made, graph = _made(fit(columns, config, lambda aggregate: engine.reduce(rows, aggregate)))
     for name, reason in made["dropped"].items():
         if name not in config.drop:

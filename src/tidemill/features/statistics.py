@@ -100,10 +100,10 @@ class Distribution:
         values = np.concatenate([left.values, right.values])
         counts = np.concatenate([left.counts, right.counts])
         order = np.argsort(keys, kind="stable")  # two sorted runs, which a stable sort merges in one pass
-        keys, values, counts = _grouped(keys[order], values[order], counts[order])
+        keys, values, counts = _grouped(keys[order], values[order], counts[order], exact=shift == 0)
         while len(keys) > MAX_BINS:
             shift += 1
-            keys, values, counts = _grouped(keys >> 1, values, counts)
+            keys, values, counts = _grouped(keys >> 1, values, counts, exact=False)
         return Histogram(shift, keys, values, counts, left.nulls + right.nulls)
 
     def finish(self, state: Histogram) -> Fitted:
@@ -116,12 +116,12 @@ def _ordered(x: np.ndarray) -> np.ndarray:
     return bits ^ ((bits >> 63) & np.int64(2**63 - 1))
 
 
-def _grouped(keys: np.ndarray, values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sorted bins with equal keys made one: the smallest value, the sum of counts."""
+def _grouped(keys: np.ndarray, values: np.ndarray, counts: np.ndarray, *, exact: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sorted bins with equal keys made one: the smallest value (where `exact`, there is but one), the sum of counts."""
     if not len(keys):
         return keys, values, counts
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    return keys[starts], np.minimum.reduceat(values, starts), np.add.reduceat(counts, starts)
+    return keys[starts], values[starts] if exact else np.minimum.reduceat(values, starts), np.add.reduceat(counts, starts)
 
 
 @dataclass
@@ -155,14 +155,19 @@ class Categories:
         if values.kind != "string":
             data, places = np.unique(data, return_inverse=True)
             weights = np.bincount(places, weights, len(data)).astype(np.int64)
+        counted = dict(zip(data.tolist(), weights.tolist(), strict=True))
+        if len(counted) == len(data) and not state.counts:
+            state.counts = counted
+            return state
         totals = state.counts
         for value, count in zip(data.tolist(), weights.tolist(), strict=True):
             totals[value] = totals.get(value, 0) + count
         return state
 
     def merge(self, left: Tally, right: Tally) -> Tally:
+        totals, get = left.counts, left.counts.get
         for value, count in right.counts.items():
-            left.counts[value] = left.counts.get(value, 0) + count
+            totals[value] = get(value, 0) + count
         left.nulls += right.nulls
         return left
 
