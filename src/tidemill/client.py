@@ -184,12 +184,19 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if hasattr(value, "item"):
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()
-    if value != value or (isinstance(value, float) and math.isinf(value)):
+    if _is_missing(value):
         return None
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    if value is not None and not isinstance(value, (bool, int, float, str)):
+    if not isinstance(value, (bool, int, float, str)):
         raise DataError(f"every value must be a number, text, true or false, a time or null, got {type(value).__name__}")
     return value
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is null: None, NaN, an infinity, and what stands for null in pandas."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return value is None or type(value).__name__ in ("NaTType", "NAType")

@@ -34,7 +34,7 @@ class Model:
             raise Unsupported(f"{package.path}: a package of {package.kind!r} cannot be served", hint=f"served are {' and '.join(KINDS)}")
         self.package = package
         self.name = package.name
-        self.version = package.version or package.identity[:12]
+        self.version = str(package.version or package.identity[:12])
         self.schema = package.schema
         self.form = AnswerForm(package)
         self.predictor = Predictor(package, threads=threads)

@@ -214,8 +214,9 @@ async def _listening(config: ServeConfig, serving: asyncio.Task[None]) -> None:
             continue
         writer.close()
         return
+    cause = serving.exception() if serving.done() else None
     serving.cancel()
-    raise TidemillError(f"the server must listen on {config.host}:{config.port}, it does not")
+    raise TidemillError(f"the server must listen on {config.host}:{config.port}, it does not" + (f": {cause}" if cause else "")) from cause
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tidemill.client import Client, address, predict, predict_batch, read_answer
+from tidemill.core.errors import ConfigError, DataError, TidemillError, Unavailable
+
+
+def sent(value: Any) -> Any:
+    body = predict("", {"a": value}).body
+    assert body is not None
+    return json.loads(body)["a"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.int64(2**62), 2**62),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("航"), "航"),
+        (float("nan"), None),
+        (np.float64("inf"), None),
+        (-float("inf"), None),
+        (pd.NaT, None),
+        (pd.NA, None),
+        (dt.datetime(2013, 6, 1, 19, 30, tzinfo=dt.UTC), "2013-06-01T19:30:00+00:00"),
+        (dt.date(2013, 6, 1), "2013-06-01"),
+        (np.datetime64("2013-06-01T19:30"), "2013-06-01T19:30:00"),
+        (pd.Timestamp("2013-06-01", tz="UTC"), "2013-06-01T00:00:00+00:00"),
+        (None, None),
+        ("", ""),
+    ],
+)
+def test_values_of_notebooks_become_json(value: Any, expected: Any) -> None:
+    assert sent(value) == expected
+
+
+@pytest.mark.parametrize("value", [object(), b"bytes", {1, 2}, "\ud800", np.zeros(2)])
+def test_what_json_cannot_hold_is_refused_before_it_is_sent(value: Any) -> None:
+    with pytest.raises(DataError):
+        sent(value)
+
+
+def test_texts_go_in_the_shape_of_texts() -> None:
+    assert json.loads(predict("", "great").body or b"") == {"text": "great"}
+    assert json.loads(predict_batch("", ["a", "b"]).body or b"") == {"texts": ["a", "b"]}
+    assert json.loads(predict_batch("", [{"a": 1}]).body or b"") == {"records": [{"a": 1}]}
+    assert json.loads(predict_batch("", []).body or b"") == {"records": []}
+
+
+def test_a_model_is_asked_by_name_and_version() -> None:
+    assert address(None, None) == ""
+    assert address("flights", None) == "/models/flights"
+    assert address("a/b", "v 1") == "/models/a%2Fb/versions/v%201"
+    with pytest.raises(ConfigError, match="model: must be given with version '3'"):
+        Client(version="3")
+
+
+@pytest.mark.parametrize("url", ["https://a", "ftp://a", "http://", ""])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="url: must be like"):
+        Client(url)
+
+
+def test_an_address_may_come_without_its_scheme_and_under_a_path() -> None:
+    assert Client("127.0.0.1:9000").url == "http://127.0.0.1:9000"
+    assert Client("http://host/models/").url == "http://host/models"
+
+
+def error(**parts: Any) -> bytes:
+    return json.dumps({"error": {"field": None, "reason": "why", "hint": None, **parts}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, DataError), (413, DataError), (422, DataError), (404, ConfigError), (405, ConfigError), (415, ConfigError), (408, Unavailable),
+     (429, Unavailable), (503, Unavailable), (500, TidemillError)],
+)  # fmt: skip
+def test_each_refusal_is_its_error(status: int, kind: type[TidemillError]) -> None:
+    with pytest.raises(kind, match="why; mend it") as caught:
+        read_answer(status, error(field="a", hint="mend it"), retry_after="7")
+    assert type(caught.value) is kind
+    if isinstance(caught.value, DataError):
+        assert caught.value.field == "a"
+    if isinstance(caught.value, Unavailable):
+        assert caught.value.retry_after_s == 7
+
+
+def test_errors_of_the_protocols_and_of_others_are_read() -> None:
+    with pytest.raises(ConfigError, match="model 'a' is not known"):
+        read_answer(404, b'{"error": "model \'a\' is not known"}')
+    with pytest.raises(TidemillError, match="must answer with JSON, got status 502; is it a Tidemill server"):
+        read_answer(502, b"<html>")
+    with pytest.raises(ConfigError, match=r"\[1\]"):
+        read_answer(404, b"[1]")
