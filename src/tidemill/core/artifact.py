@@ -6,6 +6,7 @@ manifest is complete, so that whatever carries the final name is whole; what a k
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,9 +17,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tidemill.core.errors import Conflict, DataError
+from tidemill.core.errors import Conflict, DataError, Unavailable
 from tidemill.core.events import now
 
 MANIFEST = "manifest.json"
@@ -135,25 +136,78 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, *, what: str | None = None, remove: bool = False) -> Iterator[None]:
     """Hold the file `path` for this process; the kernel lets go when the process ends, however it ends.
+
+    Args:
+        what: What the lock stands for, for the message; the file's folder by default.
+        remove: Leave no file behind.
 
     Raises:
         Conflict: If another process holds it; names its process id.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with _locked(path, what or str(path.parent)) as file:
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+        finally:
+            if remove:
+                path.unlink(missing_ok=True)
+
+
+def _locked(path: Path, what: str) -> TextIO:
+    """The file, locked; one that its holder removed in the meantime is not it."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                return file
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise Conflict(f"{path.parent} is in use by process {holder}", hint="wait for it, or use another folder") from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+            file.close()
+            raise Conflict(f"{what} is in use by process {holder}", hint="wait for it, or use another folder") from None
+        file.close()
+
+
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """What the disk refuses inside the block, as an error that names the path and says what to do.
+
+    Args:
+        place: Named where the system does not say which path it was.
+
+    Raises:
+        Unavailable: If the disk is full, or a file or folder cannot be written.
+    """
+    try:
         yield
+    except OSError as error:
+        said = _disk_error(error, place)
+        if said is None:
+            raise
+        raise said from error
+
+
+def _disk_error(error: OSError, place: Path) -> Unavailable | None:
+    where = error.filename2 or error.filename or place
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "no space left" in str(error).lower():
+        return Unavailable(
+            f"{place} must have free space: {error.strerror or 'the disk is full'}",
+            hint="free some and run again: what was finished is kept",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Unavailable(f"{where} must be writable: {error.strerror}", hint="change its rights, or name another folder")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        return Unavailable(f"{where} must be a folder that can be made: {error.strerror}", hint="name another folder")
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:

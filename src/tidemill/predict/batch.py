@@ -3,6 +3,9 @@
 The output is made in a hidden folder beside its final name, in parts of a fixed number of input rows. A part is
 written, flushed, renamed, then entered into the progress file, itself replaced atomically. A rerun with the same
 input and package goes on after the last entered part; the whole takes its final name only when every part is there.
+
+Rows go through the graph in blocks counted from the first row, each on one thread, several at once: the kernels of a
+runtime may round differently for other batch sizes or thread counts, and so an answer depends on neither, nor on a stop.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +24,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tidemill.core.artifact import PARTIAL, hash_json, lock, write_json
-from tidemill.core.engine import EngineConfig, Rows, Source, open_engine
+from tidemill.core.artifact import PARTIAL, disk_errors, hash_json, lock, write_json
+from tidemill.core.engine import DataEngine, EngineConfig, Rows, Source, open_engine
 from tidemill.core.errors import ConfigError, DataError, NotFound
 from tidemill.core.events import Events
 from tidemill.core.package import Answers, Package, Predictor
+from tidemill.core.source import FORMATS, source_files
 
+# Rows that go through the graph at once.
+BLOCK_ROWS = 4_096
+# Rows whose answers are lost when a process is killed, at most.
 PART_ROWS = 262_144
 _PROGRESS = "progress.json"
 
@@ -45,6 +54,7 @@ def predict(
     *,
     keep: Sequence[str] | None = None,
     batch_rows: int = 16_384,
+    part_rows: int = PART_ROWS,
     engine: EngineConfig | None = None,
     events: Events | None = None,
 ) -> Predicted:
@@ -54,145 +64,221 @@ def predict(
         source: Parquet or CSV: file, glob or Hive folder.
         output: A file that ends in `.parquet`, or a folder of parts; an older one is replaced at the end.
         keep: Input columns to copy beside the prediction; the package's keys by default.
-        batch_rows: Rows through the graph at once. Changes memory and speed, never an answer.
+        batch_rows: Rows read at once, in whole blocks of 4,096. Changes memory and speed, never an answer.
+        part_rows: Rows after which progress is entered, in whole blocks of 4,096.
 
     Raises:
+        ConfigError: If `output` has another format's suffix, or a kept column the name of an answer.
         DataError: If a column is missing or of another type; nothing of `output` is touched.
         Conflict: If another process writes the same output now.
+        Unavailable: If the output's disk is full or its folder cannot be written.
     """
-    if batch_rows < 1:
-        raise ConfigError(f"batch_rows: must be at least 1, got {batch_rows}")
+    if min(batch_rows, part_rows) < 1:
+        raise ConfigError(f"batch_rows and part_rows: must be at least 1, got {batch_rows} and {part_rows}")
     events = events or Events()
     config = engine or EngineConfig()
-    kept = list(package.keys if keep is None else keep)
-    columns = list(dict.fromkeys([*kept, *package.schema.names]))
-    types = {column.name: column.type for column in package.schema}
+    kept = list(dict.fromkeys(package.keys if keep is None else keep))
+    output = output.absolute()
+    _check_output(output, source, kept)
+    part_rows, batch_rows = _blocks(part_rows), _blocks(min(batch_rows, part_rows))
+    threads = config.threads or len(os.sched_getaffinity(0))
+    predictor = Predictor(package)
     with open_engine(config) as data:
-        _check_columns(data.scan(Source(path=str(source)), None).schema.names, columns, kept)
-        # A CSV's columns are what the package says, not what their values look like.
-        rows = data.scan(Source(path=str(source), types=types), columns)
-        predictor = Predictor(package, threads=config.threads or os.cpu_count() or 1)
-        batches = min(batch_rows, PART_ROWS)
-        done = _predict(predictor, rows, output.absolute(), key=_key(package, source, kept), kept=kept, batch_rows=batches, events=events)
-    events.emit("predict.done", str(output), rows=done.rows)
-    return done
-
-
-def _predict(
-    predictor: Predictor, rows: Rows, output: Path, *, key: str, kept: Sequence[str], batch_rows: int, events: Events
-) -> Predicted:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = output.parent / f"{PARTIAL}predict-{output.name}"
-    with lock(output.parent / f".{output.name}.lock"):
-        progress = _Progress.open(work, key=key)
-        resumed = progress.rows
-        try:
-            for part in _parts(rows.batches(batch_rows), skip=progress.rows):
-                progress.add(pa.Table.from_batches([_answer(predictor, batch, kept) for batch in part]))
-                events.emit("predict.rows", level="progress", rows=progress.rows)
-            if not progress.parts:
-                empty = next(iter(rows.batches(1)), None) or pa.RecordBatch.from_pylist([], schema=rows.schema)
-                progress.add(pa.Table.from_batches([_empty(predictor, empty, kept)]))
-        except DataError:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-        progress.finish(output)
-        (output.parent / f".{output.name}.lock").unlink(missing_ok=True)
+        rows = _rows(data, package, source, kept)
+        with disk_errors(output.parent), lock(output.parent / f".{output.name}.lock", what=str(output), remove=True):
+            progress = _Progress.open(output, key=_key(package, source, kept, part_rows))
+            resumed = progress.rows
+            try:
+                _predict_parts(rows, predictor, kept, progress, batch_rows=batch_rows, part_rows=part_rows, threads=threads, events=events)
+            except DataError:
+                progress.discard()
+                raise
+            progress.finish()
+    events.emit("predict.done", str(output), rows=progress.rows)
     return Predicted(path=output, rows=progress.rows, resumed_rows=resumed)
+
+
+def _check_output(output: Path, source: Path, kept: Sequence[str]) -> None:
+    suffix = output.suffix.lower()
+    if not output.is_dir() and suffix in {*FORMATS, *_OTHER_FORMATS} - {".parquet"}:
+        raise ConfigError(
+            f"output must end in .parquet or be a folder, got {output.name}", hint=f"name it {output.with_suffix('.parquet').name}"
+        )
+    if output.suffix == ".parquet" and output.is_dir():
+        raise ConfigError(f"output {output} must be a file, is a folder", hint="remove it or name another")
+    if output == source.absolute():
+        raise ConfigError(f"output must not be the input, got {output} for both")
+    for name in kept:
+        if name in ("prediction", "probability") or name.startswith("probability_"):
+            raise ConfigError(f"keep: column {name!r} has the name of an answer", hint="rename it in the input, or use --keep without it")
+
+
+_OTHER_FORMATS = (".json", ".jsonl", ".txt", ".gz", ".bz2", ".zip", ".arrow", ".feather", ".orc", ".avro", ".xlsx", ".db")
+
+
+def _blocks(rows: int) -> int:
+    """Rows of the fewest whole blocks that hold so many."""
+    return -(-rows // BLOCK_ROWS) * BLOCK_ROWS
+
+
+def _rows(data: DataEngine, package: Package, source: Path, kept: Sequence[str]) -> Rows:
+    """The needed columns of the input; a CSV's are of the types that the package says, not those that their values look like."""
+    columns = list(dict.fromkeys([*kept, *package.schema.names]))
+    try:
+        rows = data.scan(Source(path=str(source), types={column.name: column.type for column in package.schema}), None)
+    except ConfigError:  # a CSV without one of them
+        rows = data.scan(Source(path=str(source)), None)
+    _check_columns(rows.schema.names, columns, kept)
+    return data.rows(data.frame(rows).select(*columns))
+
+
+def _check_columns(given: Sequence[str], needed: Sequence[str], kept: Sequence[str]) -> None:
+    missing = [name for name in needed if name not in given]
+    if missing:
+        hint = (
+            "use --keep to choose other columns" if set(missing) <= set(kept) else "predict on rows with the columns that it was trained on"
+        )
+        error = NotFound("column", missing[0], given)
+        raise DataError(f"the input must have {', '.join(map(repr, missing))}: {error.message}", field=missing[0], hint=hint)
+
+
+def _predict_parts(
+    rows: Rows,
+    predictor: Predictor,
+    kept: Sequence[str],
+    progress: _Progress,
+    *,
+    batch_rows: int,
+    part_rows: int,
+    threads: int,
+    events: Events,
+) -> None:
+    """Answer for the rows that `progress` lacks, and commit them part by part."""
+
+    def answer(block: pa.RecordBatch) -> pa.RecordBatch:
+        answers = predictor.arrow(block)
+        return _columns(answers, {name: block.column(name) for name in kept}, predictor.package.classes)
+
+    answer(_no_rows(rows.schema))  # the bulk graph is made once, not by several threads; wrong types show before a row is read
+    part: list[pa.RecordBatch] = []
+    for answered in _in_order(answer, _cut(rows.batches(batch_rows), skip=progress.rows), threads):
+        part.append(answered)
+        if sum(batch.num_rows for batch in part) >= part_rows:
+            progress.add(part)
+            part = []
+            events.emit("predict.rows", level="progress", rows=progress.rows)
+    if part or not progress.parts:
+        progress.add(part or [answer(_no_rows(rows.schema))])
+        events.emit("predict.rows", level="progress", rows=progress.rows)
+
+
+def _cut(batches: Iterator[pa.RecordBatch], *, skip: int) -> Iterator[pa.RecordBatch]:
+    """The rows after the first `skip`, in blocks; both `skip` and the batches are whole blocks, the last batch excepted."""
+    for batch in batches:
+        for start in range(min(skip, batch.num_rows), batch.num_rows, BLOCK_ROWS):
+            yield batch.slice(start, BLOCK_ROWS)
+        skip -= min(skip, batch.num_rows)
+
+
+def _in_order(fn: Callable[[pa.RecordBatch], pa.RecordBatch], blocks: Iterator[pa.RecordBatch], threads: int) -> Iterator[pa.RecordBatch]:
+    """`fn` of each block, in order, on several threads, a few results ahead."""
+    waiting: deque[Future[pa.RecordBatch]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="tidemill-predict") as pool:
+        try:
+            for block in blocks:
+                waiting.append(pool.submit(fn, block))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class _Progress:
     """The hidden folder of a prediction under way."""
 
-    def __init__(self, folder: Path, key: str, parts: list[dict[str, Any]]) -> None:
-        self._folder = folder
+    def __init__(self, output: Path, key: str, parts: list[dict[str, Any]]) -> None:
+        self._output = output
+        self._folder = _work(output)
         self._key = key
         self.parts = parts
 
     @classmethod
-    def open(cls, folder: Path, *, key: str) -> _Progress:
+    def open(cls, output: Path, *, key: str) -> _Progress:
         """What an earlier run with the same key left, else a fresh folder."""
+        folder = _work(output)
         try:
             state = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
             if state["key"] == key and all((folder / part["file"]).stat().st_size == part["bytes"] for part in state["parts"]):
-                return cls(folder, key, state["parts"])
-        except (OSError, ValueError, KeyError):
+                return cls(output, key, state["parts"])
+        except (OSError, ValueError, KeyError, TypeError):
             pass
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        return cls(folder, key, [])
+        return cls(output, key, [])
 
     @property
     def rows(self) -> int:
         return sum(part["rows"] for part in self.parts)
 
-    def add(self, table: pa.Table) -> None:
+    def add(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Commit one part."""
         name = f"part-{len(self.parts):05d}.parquet"
         temporary = self._folder / f"{PARTIAL}{name}"
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(pa.Table.from_batches(batches), temporary, compression="zstd")
         _flush(temporary)
         os.replace(temporary, self._folder / name)
-        self.parts.append({"file": name, "rows": table.num_rows, "bytes": (self._folder / name).stat().st_size})
+        rows = sum(batch.num_rows for batch in batches)
+        self.parts.append({"file": name, "rows": rows, "bytes": (self._folder / name).stat().st_size})
         write_json(self._folder / _PROGRESS, {"key": self._key, "parts": self.parts})
 
-    def finish(self, output: Path) -> None:
+    def discard(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def finish(self) -> None:
         """Give the whole its final name; the hidden folder is gone after that."""
-        if output.suffix == ".parquet":
+        old = self._output.parent / f"{PARTIAL}old-{self._output.name}"
+        if self._output.suffix == ".parquet":
             whole = self._folder / f"{PARTIAL}whole"
             with pq.ParquetWriter(whole, pq.read_schema(self._folder / self.parts[0]["file"]), compression="zstd") as writer:
                 for part in self.parts:
                     writer.write_table(pq.read_table(self._folder / part["file"]))
             _flush(whole)
-            os.replace(whole, output)
-            shutil.rmtree(self._folder)
-            return
-        parts = [{key: part[key] for key in ("file", "rows")} for part in self.parts]
-        write_json(self._folder / "_manifest.json", {"rows": self.rows, "parts": parts})
-        old = None
-        if output.exists():
-            old = output.parent / f"{PARTIAL}old-{output.name}"
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(output, old)
-        os.replace(self._folder, output)
-        (output / _PROGRESS).unlink()
-        if old is not None:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+            os.replace(whole, self._output)
+        else:
+            parts = [{key: part[key] for key in ("file", "rows")} for part in self.parts]
+            write_json(self._folder / "_manifest.json", {"rows": self.rows, "parts": parts})
+            _remove(old)
+            if self._output.exists():
+                os.replace(self._output, old)
+            os.replace(self._folder, self._output)
+            (self._output / _PROGRESS).unlink()
+        _flush(self._output.parent)
+        _remove(old)
+        self.discard()
 
 
-def _parts(batches: Iterator[pa.RecordBatch], *, skip: int) -> Iterator[list[pa.RecordBatch]]:
-    """Batches of `PART_ROWS` rows in all at a time, from row `skip` on."""
-    part: list[pa.RecordBatch] = []
-    size = 0
-    for batch in batches:
-        if skip >= batch.num_rows:
-            skip -= batch.num_rows
-            continue
-        batch, skip = batch.slice(skip), 0
-        while size + batch.num_rows >= PART_ROWS:
-            take = PART_ROWS - size
-            yield [*part, batch.slice(0, take)]
-            batch, part, size = batch.slice(take), [], 0
-        if batch.num_rows:
-            part.append(batch)
-            size += batch.num_rows
-    if part:
-        yield part
+def _work(output: Path) -> Path:
+    return output.parent / f"{PARTIAL}predict-{output.name}"
 
 
-def _answer(predictor: Predictor, batch: pa.RecordBatch, kept: Sequence[str]) -> pa.RecordBatch:
-    """Kept columns beside `prediction` and `probability` (one `probability_<class>` each for more than two classes)."""
-    answers = predictor.arrow(batch)
-    return _columns(answers, {name: batch.column(name) for name in kept}, predictor.package.classes)
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _columns(answers: Answers, kept: dict[str, pa.Array], classes: Sequence[Any] | None) -> pa.RecordBatch:
+    """Kept columns beside `prediction` and `probability` (one `probability_<class>` each for more than two classes)."""
     made = dict(kept)
     prediction = answers.prediction
     if prediction.ndim == 2 and prediction.shape[1] > 1:
         made["prediction"] = pa.FixedSizeListArray.from_arrays(pa.array(prediction.ravel()), prediction.shape[1])
     else:
-        made["prediction"] = pa.array(prediction.ravel())
+        made["prediction"] = pa.array(prediction.ravel(), pa.string() if classes and isinstance(classes[0], str) else None)
     if answers.probability is not None and classes is not None:
         probability = np.ascontiguousarray(answers.probability.T)
         if len(classes) == 2:
@@ -202,36 +288,20 @@ def _columns(answers: Answers, kept: dict[str, pa.Array], classes: Sequence[Any]
     return pa.RecordBatch.from_pydict(made)
 
 
-def _empty(predictor: Predictor, batch: pa.RecordBatch, kept: Sequence[str]) -> pa.RecordBatch:
-    """The columns of an answer to no rows."""
-    nothing = batch.slice(0, 0)
-    classes = predictor.package.classes
-    labels = np.empty(0, object if classes and isinstance(classes[0], str) else np.int64 if classes else np.float32)
-    if classes and isinstance(classes[0], bool):
-        labels = labels.astype(bool)
-    answers = Answers(labels, np.empty((0, len(classes)), np.float32) if classes else None)
-    made = _columns(answers, {name: nothing.column(name) for name in kept}, classes)
-    if classes and isinstance(classes[0], str):
-        made = made.set_column(made.schema.get_field_index("prediction"), "prediction", pa.array([], pa.string()))
-    return made
+def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
-def _check_columns(given: Sequence[str], needed: Sequence[str], kept: Sequence[str]) -> None:
-    missing = [name for name in needed if name not in given]
-    if missing:
-        hint = "use --keep to choose other columns" if set(missing) <= set(kept) else None
-        error = NotFound("column", missing[0], given)
-        raise DataError(f"the input must have {', '.join(map(repr, missing))}: {error.message}", field=missing[0], hint=hint)
-
-
-def _key(package: Package, source: Path, kept: Sequence[str]) -> str:
+def _key(package: Package, source: Path, kept: Sequence[str], part_rows: int) -> str:
     """What a stopped prediction must share with the one that goes on: package, columns, and the input as it lies."""
-    files = sorted(source.parent.glob(source.name)) if any(c in source.name for c in "*?[") else [source]
-    files = [inner for file in files for inner in (sorted(file.rglob("*")) if file.is_dir() else [file])]
-    state = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
-    return hash_json({"package": package.identity, "source": state, "keep": list(kept), "part_rows": PART_ROWS})
+    files, _ = source_files(Source(path=str(source)))
+    state = [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return hash_json({"package": package.identity, "source": state, "keep": list(kept), "part_rows": part_rows, "block_rows": BLOCK_ROWS})
 
 
 def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
