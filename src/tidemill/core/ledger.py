@@ -7,8 +7,10 @@ two at once one wins, the other gets `Conflict`.
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -19,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tidemill.core.artifact import PARTIAL, hash_json, replace_folder
+from tidemill.core.artifact import PARTIAL, hash_json, replace_folder, sweep, sync
 from tidemill.core.errors import ConfigError, Conflict, DataError, NotFound, Unavailable
 from tidemill.core.events import now
 from tidemill.core.load import need
-from tidemill.core.package import Package
+from tidemill.core.package import MANIFEST, Package
 
 CHAMPION = "champion"
 BUSY_TIMEOUT_S = 5.0
@@ -101,31 +103,32 @@ class Ledger:
     def register(self, package: Package, *, why: str = "", champion_if_first: bool = True) -> Version:
         """Copy a package in as the next version of its name; the first one becomes champion.
 
-        A package whose identity is already registered is not registered again: its version is returned.
+        A package whose identity is already registered is not registered again: its version is returned, and its folder mended
+        where it is damaged.
 
         Raises:
             Conflict: If another process registers the same name at this moment.
         """
-        folder = self.packages / package.name
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{PARTIAL}{uuid.uuid4().hex[:8]}"
-        shutil.copytree(package.path, partial)
-        try:
-            with self._transaction() as db:
-                known = self._fold(db, package.name)
-                for version in known.values():
-                    if version.identity == package.identity:
-                        return version
-                number = max(known, default=0) + 1
-                replace_folder(partial, folder / str(number))
-                facts = {"identity": package.identity, "path": f"{package.name}/{number}", "summary": _summary(package)}
-                self._append(db, "registered", package.name, version=number, why=why, evidence=facts)
-                if champion_if_first and self._alias(db, package.name, CHAMPION) is None:
-                    first = "the first version that keeps its contract"
-                    self._append(db, "promoted", package.name, version=number, alias=CHAMPION, why=first)
-            return self.version(package.name, number)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with self._folder(package.name) as folder:
+            partial = folder / f"{PARTIAL}{uuid.uuid4().hex[:8]}"
+            try:
+                _copy(package, partial)
+                with self._transaction() as db:
+                    known = self._fold(db, package.name)
+                    for version in known.values():
+                        if version.identity == package.identity:
+                            _mend(version, partial)
+                            return version
+                    number = max(known, default=0) + 1
+                    replace_folder(partial, folder / str(number))
+                    facts = {"identity": package.identity, "path": f"{package.name}/{number}", "summary": _summary(package)}
+                    self._append(db, "registered", package.name, version=number, why=why, evidence=facts)
+                    if champion_if_first and self._alias(db, package.name, CHAMPION) is None:
+                        first = "the first version that keeps its contract"
+                        self._append(db, "promoted", package.name, version=number, alias=CHAMPION, why=first)
+                return self.version(package.name, number)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def promote(
         self,
@@ -251,6 +254,19 @@ class Ledger:
                 raise DataError(f"ledger {self.url}: event {entry.seq} is not what was written")
             before = entry.hash
 
+    @contextmanager
+    def _folder(self, name: str) -> Iterator[Path]:
+        """The folder of a name's packages, held by this process and swept of what killed ones left."""
+        folder = self.packages / name
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            sweep(folder)
+            yield folder
+        finally:
+            os.close(held)
+
     def _append(
         self,
         db: _Connection,
@@ -342,6 +358,7 @@ class _Connection:
 
 class _Sqlite(_Connection):
     def __init__(self, path: str) -> None:
+        self._path = path
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
@@ -360,8 +377,16 @@ class _Sqlite(_Connection):
             self._db.close()
             raise DataError(f"ledger {path} must be an SQLite database: {error}", hint="restore it from a backup") from error
 
+    def run(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
+        try:
+            return self._db.execute(sql, values)
+        except sqlite3.OperationalError as error:
+            raise Unavailable(
+                f"ledger {self._path}: {error}", hint="nothing was changed; make room or mend its rights, then try again"
+            ) from error
+
     def commit(self) -> None:
-        self._db.execute("COMMIT")
+        self.run("COMMIT")
 
 
 class _Postgres(_Connection):
@@ -381,6 +406,22 @@ class _Postgres(_Connection):
 
 def _hash(before: str, entry: Entry) -> str:
     return hash_json([before, {key: value for key, value in entry.__dict__.items() if key != "hash"}])
+
+
+def _copy(package: Package, target: Path) -> None:
+    """The package's own files, and no other that lies in its folder."""
+    for name in [MANIFEST, *package.manifest["files"]]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package.path / name, target / name)
+    sync(target)
+
+
+def _mend(version: Version, copy: Path) -> None:
+    """Put a whole copy in the place of a registered package that is not whole any more."""
+    try:
+        version.open()
+    except DataError:
+        replace_folder(copy, version.path)
 
 
 def _summary(package: Package) -> dict[str, Any]:
