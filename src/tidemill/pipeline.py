@@ -21,9 +21,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tidemill.core.artifact import Artifact, lock, sweep, write_json, writing
+from tidemill.core.artifact import Artifact, disk_errors, lock, sweep, write_json, writing
 from tidemill.core.contract import hardware
-from tidemill.core.errors import ConfigError, ContractViolation, DataError, NotFound, TidemillError, Unavailable
+from tidemill.core.errors import ConfigError, ContractViolation, DataError, NotFound, TidemillError
 from tidemill.core.events import Events, now, to_file
 from tidemill.core.ledger import CHAMPION, Ledger, Version
 from tidemill.core.package import Package
@@ -111,7 +111,7 @@ def run(
     store = home / "store" / project.name
     made = Run(id=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}", project=project, folder=Path())
     made.folder = home / "runs" / project.name / made.id
-    with _disk_errors(home), lock(home / "lock"):
+    with disk_errors(home), lock(home / "lock"):
         made.folder.mkdir(parents=True)
         store.mkdir(parents=True, exist_ok=True)
         sweep(store)
@@ -176,7 +176,8 @@ def _steps(
         return facts
 
     def data_parts() -> dict[str, Any]:
-        return {**common, "config": project.data, "sample": sample, "engine": project.engine.data, "inputs": data_stage.inputs(project)}
+        depends = data_stage.inputs(project, cache=store.parents[1])
+        return {**common, "config": project.data, "sample": sample, "engine": project.engine.data, "inputs": depends}
 
     def features_parts() -> dict[str, Any]:
         return {**common, "config": project.features, "model": project.model.kind, "data": stages["data"].id}
@@ -298,24 +299,6 @@ def _resident_mb() -> float:
     except (OSError, IndexError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-@contextmanager
-def _disk_errors(home: Path) -> Iterator[None]:
-    """What the disk refuses, as an error that names the path and what to do."""
-    import errno
-
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or home
-        if error.errno == errno.ENOSPC or error.errno == errno.EDQUOT:
-            raise Unavailable(
-                f"{where} must have free space: the disk is full", hint="free some, then run again: finished stages are kept"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise Unavailable(f"{where} must be writable: {error.strerror}", hint="change its rights, or use --home") from error
-        raise
 
 
 def _champion(ledger: Ledger, project: Project, events: Events) -> Package | None:

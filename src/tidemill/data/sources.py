@@ -22,14 +22,16 @@ def scanned(engine: DataEngine, config: DataConfig, folder: Path) -> dict[str, R
     return {name: engine.scan(source.resolved(folder), None) for name, source in config.sources().items()}
 
 
-def content_hashes(config: DataConfig, folder: Path) -> dict[str, str]:
-    """One hash per source of all its files' bytes; a file whose size and time did not change is not read again.
+def content_hashes(config: DataConfig, folder: Path, *, cache: Path | None = None) -> dict[str, str]:
+    """One hash per source of all its files' bytes.
+
+    Args:
+        cache: Folder that remembers the hashes of files, so that one whose size and time did not change is not read again.
 
     Raises:
         DataError: If a source is missing.
     """
-    cache = folder / ".tidemill" / HASHES
-    known = _read(cache)
+    known = _read(cache / HASHES) if cache else {}
     seen: dict[str, str] = {}
     hashes = {}
     for name, source in config.sources().items():
@@ -41,9 +43,9 @@ def content_hashes(config: DataConfig, folder: Path) -> dict[str, str]:
             seen[key] = known.get(key) or hash_file(file)
             parts.append([file.name, seen[key]])
         hashes[name] = hash_json(parts)
-    if not seen.keys() <= known.keys():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache, known | seen)
+    if cache and not seen.keys() <= known.keys():
+        cache.mkdir(parents=True, exist_ok=True)
+        write_json(cache / HASHES, known | seen)
     return hashes
 
 

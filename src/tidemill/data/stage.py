@@ -74,15 +74,18 @@ def run(project: Project, out: Path, *, events: Events, sample: float = 1.0) -> 
     }
 
 
-def inputs(project: Project) -> dict[str, Any]:
+def inputs(project: Project, *, cache: Path | None = None) -> dict[str, Any]:
     """What the stage's output depends on besides the configuration: the sources' content and the source of `prepare`.
+
+    Args:
+        cache: Folder that remembers the hashes of files that did not change.
 
     Raises:
         DataError: If a source is missing, or the module of `prepare` cannot be imported.
     """
     config: DataConfig = project.data
     config.check()
-    return {"sources": content_hashes(config, project.folder), "prepare": source_hash(config.prepare, project.folder)}
+    return {"sources": content_hashes(config, project.folder, cache=cache), "prepare": source_hash(config.prepare, project.folder)}
 
 
 def _prepared(engine: DataEngine, project: Project, out: Path, events: Events, *, sample: float) -> tuple[Rows, Schema]:

@@ -116,6 +116,9 @@ def _checked_schema(arrow: pa.Schema, config: DataConfig) -> Schema:
             close = nearest(name, arrow.names)
             hint = f"did you mean {close!r}?" if close else f"it has {', '.join(arrow.names[:20])}"
             raise DataError(f"{role}: the table must have the column {name!r}", field=name, hint=hint)
+    used = {config.target, config.weight, *config.keys}
+    if used.issuperset(arrow.names if config.columns is None else config.columns):
+        raise DataError(f"the table must have a column to learn from beside {', '.join(sorted(filter(None, used)))}, has none")
     wanted = arrow if config.columns is None else pa.schema([arrow.field(name) for name in config.columns])
     Schema.from_arrow(wanted)
     schema = Schema.from_arrow(pa.schema([field.with_nullable(True) for field in arrow if field.name in wanted.names]))

@@ -14,6 +14,8 @@ from tidemill.core.schema import Column
 
 MAX_CLASSES = 1_000
 FEW = 20
+# Squared errors of larger ones leave float32, in which models are fitted.
+LARGEST = 1e18
 """Whole numbers with up to this many values are classes, unless the project says `task = "regression"`."""
 
 
@@ -90,6 +92,10 @@ def _quantity(values: nw.LazyFrame[Any], column: Column) -> TargetFacts:
         rows = infinite.collect("pyarrow").to_arrow()["rows"][0].as_py()
         if rows:
             raise DataError(f"target {name!r} must be finite, {rows} rows are infinite", field=name, hint="drop or clip them in prepare")
+        large = values.filter(nw.col(name).abs() > LARGEST).select(nw.len().alias("rows")).collect("pyarrow").to_arrow()["rows"][0].as_py()
+        if large:
+            message = f"target {name!r} must be within {LARGEST:g} of 0, {large:,} rows are not"
+            raise DataError(message, field=name, hint="scale it or take its logarithm in prepare")
     kind = "int64" if column.type == "boolean" else column.type
     return TargetFacts(column=Column(name=name, type=kind, nullable=False), task="regression", classes=None)
 
