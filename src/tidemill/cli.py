@@ -6,14 +6,17 @@ Exit codes: 0 done, 1 failed, 2 wrong call or config, 3 contract broken, 130 int
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tidemill.core.artifact import disk_errors
 from tidemill.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, TidemillError, Unsupported
 
 if TYPE_CHECKING:
@@ -28,13 +31,15 @@ Command = Callable[[argparse.Namespace], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
-    command: Command | None = getattr(options, "command", None)
-    if command is None:
-        (getattr(options, "parser", None) or parser).print_help()
-        return EXIT_USAGE
+    options = argparse.Namespace(home=None, json="--json" in (sys.argv if arguments is None else arguments))
     try:
-        return command(options)
+        options = parser.parse_args(arguments)
+        command: Command | None = getattr(options, "command", None)
+        if command is None:
+            (getattr(options, "parser", None) or parser).print_help()
+            return EXIT_USAGE
+        with disk_errors(Path(options.home or Path.cwd())):
+            return command(options)
     except TidemillError as error:
         return _fail(
             options, error.message, hint=error.hint, kind=type(error).__name__, code=error.exit_code, field=getattr(error, "field", None)
@@ -45,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except OSError as error:
-        return _fail(options, f"{error.filename or 'input/output'}: {error.strerror or error}", kind="OSError", code=EXIT_FAILED)
+        where = error.filename2 or error.filename or "a file"
+        message = f"{where} must be readable and writable: {error.strerror or error}"
+        return _fail(options, message, hint="change its rights or name another", kind="OSError", code=EXIT_FAILED)
     except Exception as error:  # noqa: BLE001 - the process edge: whatever was not foreseen is recorded and said in one line
         log = _record_crash(options, error)
         return _fail(
@@ -57,8 +64,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
 
 
+def program() -> NoReturn:
+    """Run the command of `sys.argv` and end the process with its exit code.
+
+    The interpreter is not taken down piece by piece: that takes time, and bindings that find their objects still held complain on stderr.
+    """
+    try:
+        code = main()
+        atexit._run_exitfuncs()
+    except KeyboardInterrupt:  # a second one, while the first was answered
+        code = EXIT_INTERRUPTED
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def _run(options: argparse.Namespace) -> int:
     from tidemill import pipeline
+    from tidemill.core.ledger import CHAMPION
     from tidemill.ui.report import collect, write_report
 
     project = _project(options)
@@ -87,6 +111,7 @@ def _run(options: argparse.Namespace) -> int:
         "version": made.version.version if made.version else None,
         "identity": made.version.identity if made.version else None,
         "promoted": made.promoted,
+        "champion": CHAMPION in made.version.aliases if made.version else False,
         "quality": made.version.evidence if made.version else None,
         "report": str(report),
         "stages": made.timings,
@@ -100,7 +125,7 @@ def _print_run(result: dict[str, Any], name: str) -> None:
         print(f"{quality['metric']} {quality['value']:.4f}  (95 % interval {quality['low']:.4f} to {quality['high']:.4f})")
     if result["version"] is not None:
         role = (
-            "is champion" if result["promoted"] else f"is registered; tidemill models promote {name} {result['version']} makes it champion"
+            "is champion" if result["champion"] else f"is registered; tidemill models promote {name} {result['version']} makes it champion"
         )
         print(f"{name} version {result['version']} {role}")
     print(f"report: {result['report']}")
@@ -149,10 +174,11 @@ def _package(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from tidemill.core.engine import EngineConfig
+    from tidemill.core.project import build
     from tidemill.predict.batch import predict
 
+    engine = build(EngineConfig, {"memory": options.memory, "threads": options.threads}, path="engine", where="command line")
     package = _resolve(options, options.model)
-    engine = EngineConfig(memory=options.memory, threads=options.threads)
     done = predict(
         package,
         Path(options.input),
@@ -342,15 +368,22 @@ def _unbuilt(hint: str) -> Command:
     return command
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells of a wrong call as of any other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, hint=f"{self.prog} --help shows what it takes")
+
+
 def _parser() -> argparse.ArgumentParser:
     from tidemill import __version__
 
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result as JSON, nothing else")
     common.add_argument("--quiet", action="store_true", help="no progress")
     common.add_argument("--home", help="folder of artifacts, packages and the ledger (default: the nearest .tidemill)")
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tidemill",
         description="From a table, or a model you have, to a served package that keeps its promises.",
         epilog="example: tidemill init data.csv --target late && tidemill run && tidemill serve data",
@@ -562,4 +595,4 @@ def _quality(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
