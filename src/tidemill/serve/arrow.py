@@ -26,7 +26,7 @@ def library() -> Any:
         return need("pyarrow", "Arrow")
     except MissingDependency as error:
         raise Refused(
-            415, "media_type", "this server has no pyarrow and takes no Arrow", hint=f"send {JSON}, or {error.hint} beside it"
+            415, "media_type", "this server has no pyarrow and takes no Arrow", hint=f"send {JSON}, or install pyarrow beside the server"
         ) from error
 
 
