@@ -145,6 +145,7 @@ def test_a_changed_constant_in_the_graph_is_refused(run: Any, tmp_path: Path, pa
         assert changed
         onnx.save(model, out / file)
     stages[name] = Artifact.open(copy)
+    (tmp_path / "out").mkdir()
     with pytest.raises(ContractViolation, match="parity: promised <= 1e-05"):
         stage.run(made.project, stages["data"], stages["features"], stages["train"], tmp_path / "out", events=Events())
 
