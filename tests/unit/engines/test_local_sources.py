@@ -262,14 +262,14 @@ def test_wide_rows_larger_than_memory_are_sorted_by_ranges(tmp_path: Path) -> No
     schema = pa.schema([pa.field("key", pa.int64()), *(pa.field(f"x{i}", pa.float64()) for i in range(width))])
 
     def widened(batch: pa.RecordBatch) -> pa.RecordBatch:
-        keys = batch.column("n").to_numpy() * 7_919 % 90_001
+        keys = batch.column("n").to_numpy() * 7_919 % 40_001
         return pa.record_batch([pa.array(keys), *(pa.array(keys + float(i)) for i in range(width))], schema=schema)
 
-    pq.write_table(pa.table({"n": range(90_001)}), tmp_path / "n.parquet")
-    with LocalEngine(EngineConfig(threads=2, memory="96MiB"), scratch=tmp_path / "scratch") as engine:
+    pq.write_table(pa.table({"n": range(40_001)}), tmp_path / "n.parquet")
+    with LocalEngine(EngineConfig(threads=2, memory="56MiB"), scratch=tmp_path / "scratch") as engine:
         rows = engine.map_batches(engine.scan(Source(path=str(tmp_path / "n.parquet"))), widened, schema)
         rows = engine.exchange(rows, Partitioning(keys=("key",), kind="sort"))
-        assert [key for batch in rows.batches() for key in batch.column("key").to_pylist()] == list(range(90_001))
+        assert [key for batch in rows.batches() for key in batch.column("key").to_pylist()] == list(range(40_001))
 
 
 def test_a_full_disk_is_said_and_nothing_is_left(engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

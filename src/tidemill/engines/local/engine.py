@@ -62,6 +62,8 @@ class LocalEngine:
             },
         )
         self._connection.execute("SET GLOBAL TimeZone = 'UTC'")
+        # Prefetching takes a row group at once, however large it is.
+        self._connection.execute("SET GLOBAL disable_parquet_prefetching = true")
 
     def scan(self, source: Source, columns: Sequence[str] | None = None) -> LocalRows:
         return self._query(scan_query(self._connection, source, columns, scratch=self.scratch))
