@@ -1,7 +1,7 @@
 # `make help` lists what can be made. Needs Python 3.11 or newer, make and git; nothing needs root.
 .SHELLFLAGS := -eu -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve loop-demo test check test-all bench format lock clean
+.PHONY: help demo serve loop-demo test check test-all bench docs format lock clean
 
 # PYTHON=/path/to/python3.11 chooses another; WORKERS=1 runs the tests one after the other.
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -41,6 +41,9 @@ test-all: .venv/.test ## Runs the long suites too: 30 kills, deep random searche
 
 bench: .venv/.test ## Runs the benchmarks, each against its peers, and prints the ratios.
 	@for script in benchmarks/*/run.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+docs: .venv/.test ## Writes docs/reference anew from the code.
+	@$(BIN)/python docs/generate.py
 
 format: .venv/.test ## Formats the code and mends what the linter can.
 	@$(BIN)/ruff check --fix .
