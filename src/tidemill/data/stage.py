@@ -56,6 +56,7 @@ def run(project: Project, out: Path, *, events: Events, sample: float = 1.0) -> 
         final = _final_schema(schema, counts, facts)
         sizes = {split: _write_split(engine, rows, cuts, split, final, facts, out) for split in SPLITS}
         classes = _check_classes(engine, out, facts, events)
+        _check_shares(sizes, config, events)
         events.emit("data.split", ", ".join(f"{split} {size:,}" for split, size in sizes.items()) + " rows", rows=sizes)
         sketches = {split: engine.reduce(_scan(engine, out / split), TableSketch(final)) for split in SPLITS}
         warnings = _leaks(engine, rows, cuts, final, facts, config, counts, known=known)
@@ -173,6 +174,17 @@ def _write_split(engine: DataEngine, rows: Rows, cuts: Cuts, split: str, schema:
         return pa.record_batch([column.cast(field.type) for column, field in zip(columns, arrow, strict=True)], schema=arrow)
 
     return engine.write(engine.map_batches(rows, chosen, arrow), Target(path=out / split)).rows
+
+
+def _check_shares(sizes: Mapping[str, int], config: DataConfig, events: Events) -> None:
+    """Warn where rows that may not be parted are so many that a share is far from what was asked for."""
+    total = sum(sizes.values())
+    for split, wanted in (("valid", config.split.valid), ("test", config.split.test)):
+        share = sizes[split] / total
+        if total >= 100 and abs(share - wanted) > 0.25 * wanted:
+            kept = f"rows of one {config.split.column}" if config.split.by in ("time", "group") else "equal rows"
+            message = f"{split} has {share:.1%} of the rows, {wanted:.1%} was asked for: {kept} stay together"
+            events.warn("data.shares", message, split=split, share=share)
 
 
 def _check_classes(engine: DataEngine, out: Path, facts: TargetFacts, events: Events) -> dict[str, dict[str, int]] | None:

@@ -212,6 +212,14 @@ class TestSplits:
         assert sum(map(len, found)) == len(set.union(*found)) == 97
         assert abs(rows["test"] - 400) <= 11
 
+    def test_a_share_far_from_what_was_asked_for_is_told(self, data: Stage, tmp_path: Path) -> None:
+        pq.write_table(trips().append_column("year", pa.array(np.arange(2_000) % 4)), tmp_path / "trips.parquet")
+        data.run({"split": {"by": "time", "column": "year"}})
+        assert data.warned("data.shares") == [
+            "valid has 25.0% of the rows, 10.0% was asked for: rows of one year stay together",
+            "test has 25.0% of the rows, 10.0% was asked for: rows of one year stay together",
+        ]
+
     def test_stratified_has_the_same_shares_in_each_class(self, data: Stage, tmp_path: Path) -> None:
         kinds = pa.array(["rare" if i % 100 == 0 else "common" if i % 3 else "other" for i in range(2_000)])
         pq.write_table(trips().append_column("kind", kinds), tmp_path / "trips.parquet")
