@@ -199,16 +199,17 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from tidemill.core.load import load
+    from dataclasses import asdict
+
     from tidemill.core.project import build
     from tidemill.serve.server import serve
 
     packages = [_resolve(options, ref) for ref in options.models]
+    said = _section(options, "serve")
     logging = {"log": True, "log_folder": options.log} if options.log else {}
     given = {"host": options.host, "port": options.port, "threads": options.threads, **logging}
-    config = build(
-        load("section", "serve"), {key: value for key, value in given.items() if value is not None}, path="serve", where="command line"
-    )
+    given = {key: value for key, value in given.items() if value is not None}
+    config = build(type(said), {**asdict(said), **given}, path="serve", where="command line")
     serve(packages, config=config, accept_latency=options.accept_latency, allow_open=options.allow_open, events=_events(options))
     return EXIT_DONE
 
@@ -321,7 +322,8 @@ def _monitor_report(options: argparse.Namespace) -> int:
 
     ledger = _ledger(options)
     package = _resolve(options, options.model)
-    found = report(package, Path(options.data), labels=Path(options.labels) if options.labels else None)
+    labels = Path(options.labels) if options.labels else None
+    found = report(package, Path(options.data), labels=labels, config=_section(options, "monitor"))
     out = (
         Path(options.output)
         if options.output
@@ -396,6 +398,12 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(command=command, parser=made)
         return made
 
+    def configured(command: argparse.ArgumentParser, section: str) -> None:
+        command.add_argument(
+            "-f", "--file", action="append", help=f"project file for its [{section}] (default: tidemill.toml, where there is one)"
+        )
+        command.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override one key")
+
     init = add(verbs, "init", _init, "Write a commented project file from a look at the data.", "tidemill init flights.csv --target late")
     init.add_argument("data", help="Parquet or CSV: file, glob or Hive folder")
     init.add_argument("--target", required=True, help="column to predict")
@@ -451,6 +459,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--log", metavar="FOLDER", help="write a prediction log into this folder")
     serve.add_argument("--accept-latency", action="store_true", help="start even where latency is above the promise on this machine")
     serve.add_argument("--allow-open", action="store_true", help="listen on a public address without access control")
+    configured(serve, "serve")
 
     models = add(verbs, "models", None, "Versions, aliases and their history.", "tidemill models list")
     inner = models.add_subparsers(metavar="ACTION")
@@ -499,6 +508,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--data", required=True, help="Parquet or CSV of raw rows, or a folder of prediction logs")
     report.add_argument("--labels", help="Parquet or CSV with the rows and their true target, for quality")
     report.add_argument("--output", help="HTML file to write")
+    configured(report, "monitor")
 
     doctor = add(verbs, "doctor", _doctor, "What this machine can do.", "tidemill doctor")
     doctor.set_defaults(command=_doctor)
@@ -524,6 +534,14 @@ def _project(options: argparse.Namespace) -> Project:
     from tidemill.core.project import read
 
     return read(options.file or ["tidemill.toml"], options.set)
+
+
+def _section(options: argparse.Namespace, name: str) -> Any:
+    """One section of the project file that is named or lies here; its defaults where there is none."""
+    from tidemill.core.project import read_section
+
+    here = [Path("tidemill.toml")] if Path("tidemill.toml").is_file() else []
+    return read_section(name, options.file or here, options.set)
 
 
 def _home(options: argparse.Namespace) -> Path:

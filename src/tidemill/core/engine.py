@@ -27,11 +27,20 @@ class EngineConfig:
     data: str = "local"
     """Engine for data work: a name or `module:attribute`."""
     train: str = "local"
-    """Launcher for training: local | ray | spark."""
+    """Where training runs: local; ray and spark are not built in this version."""
     memory: str = "2GiB"
     """Memory that data work may take, such as 512MiB or 8GiB."""
     threads: int = field(default=0, metadata={"min": 0, "max": 1024})
     """Threads for data work and training; 0 takes every core."""
+
+    def check(self) -> None:
+        from tidemill.core.errors import Unsupported
+
+        memory_bytes(self.memory)
+        if self.data in ("spark", "ray"):
+            raise Unsupported(f"engine.data: {self.data!r} is not built in this version", hint='"local" is')
+        if self.train != "local":
+            raise Unsupported(f"engine.train: {self.train!r} is not built in this version", hint='"local" is')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,8 @@ class Project:
     def __post_init__(self) -> None:
         if not self.name or not all(c.islower() or c.isdigit() or c in "-_" for c in self.name) or not self.name.isascii():
             raise ConfigError(f"name: must be lower-case letters, digits, - and _, got {self.name!r}")
+        if self.task in ("forecast", "retrieval"):
+            raise Unsupported(f"task: {self.task!r} is not built in this version", hint="binary, multiclass and regression are")
         for section in _SECTIONS:
             if getattr(self, section) is None and section not in _OPTIONAL:
                 object.__setattr__(self, section, load("section", section)())
@@ -86,6 +88,19 @@ def read(files: Sequence[Path | str], overrides: Iterable[str] = ()) -> Project:
     """
     if not files:
         raise ConfigError("a project needs at least one file")
+    return from_tree(_tree(files, overrides), folder=Path(files[0]).resolve().parent, where=_where(files))
+
+
+def read_section(name: str, files: Sequence[Path | str], overrides: Iterable[str] = ()) -> Any:
+    """One section of a project, whatever the others say: `read` for a command that needs no more of it.
+
+    Raises:
+        ConfigError, Unsupported: As `read`, for this section alone.
+    """
+    return build(load("section", name), _tree(files, overrides).get(name, {}), path=name, where=_where(files))
+
+
+def _tree(files: Sequence[Path | str], overrides: Iterable[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name in files:
         path = Path(name)
@@ -99,8 +114,11 @@ def read(files: Sequence[Path | str], overrides: Iterable[str] = ()) -> Project:
             raise ConfigError(f"{path}: must be TOML: {error}") from error
     for override in overrides:
         tree = _merged(tree, _override(override))
-    where = ", ".join(str(name) for name in files)
-    return from_tree(tree, folder=Path(files[0]).resolve().parent, where=where)
+    return tree
+
+
+def _where(files: Sequence[Path | str]) -> str:
+    return ", ".join(str(name) for name in files) or "command line"
 
 
 def from_tree(tree: Mapping[str, Any], *, folder: Path = Path("."), where: str = "project") -> Project:
