@@ -17,6 +17,7 @@ from tidemill.core.schema import Column, Schema
 from tidemill.data.target import TargetFacts, told
 
 LOOK_ROWS = 50_000
+NOTE_COLUMN = 42
 
 
 def write_project(data: Path, *, target: str, name: str | None = None, out: Path = Path("tidemill.toml"), force: bool = False) -> Path:
@@ -62,30 +63,26 @@ def _text(name: str, source: str, schema: Schema, table: pa.Table, facts: Target
     identifiers = [column.name for column in features if _identifies(column, table)]
     lines = [
         f'name = "{name}"',
-        f'task = "{facts.task}"'.ljust(32) + f"# {_told(facts)}",
+        _noted(f'task = "{facts.task}"', _told(facts)),
         "",
         "[data]",
         f"source = {_quoted(source)}",
         f"target = {_quoted(target)}",
-        f"keys = [{', '.join(map(_quoted, identifiers))}]".ljust(32) + "# columns that identify a row: copied to predictions, no features",
+        _noted(f"keys = [{', '.join(map(_quoted, identifiers))}]", "columns that identify a row: copied to predictions, no features"),
         _split(times, facts),
         "",
-        "[features]                      # columns that are not named get the default of their type",
-        "# drop = []                     # columns that are known only after the event belong here",
-        *[
-            f"# {_key(column.name)} = {_suggestion(column)}".ljust(32) + f"# {column.type}"
-            for column in features
-            if column.name not in identifiers
-        ],
+        _noted("[features]", "columns that are not named get the default of their type"),
+        _noted("# drop = []", "columns that are known only after the event belong here"),
+        *[_noted(f"# {_key(column.name)} = {_suggestion(column)}", column.type) for column in features if column.name not in identifiers],
         "",
         "[model]",
-        'kind = "xgboost"                # or "linear", which is trained beside it in any case',
+        _noted('kind = "xgboost"', 'or "linear", which is trained beside it in any case'),
         "",
-        "# [tune]                        # search the model's parameters on the validation rows",
+        _noted("# [tune]", "search the model's parameters on the validation rows"),
         "# trials = 20",
         "",
-        "[contract]                      # a package below its promises is not written",
-        "latency = { p99_ms = 50 }       # of one row, on hardware like this",
+        _noted("[contract]", "a package below its promises is not written"),
+        _noted("latency = { p99_ms = 50 }", "of one row, on hardware like this"),
         _quality(facts),
         "",
     ]
@@ -112,7 +109,12 @@ def _split(times: list[str], facts: TargetFacts) -> str:
 def _quality(facts: TargetFacts) -> str:
     metric = {"binary": "roc_auc", "multiclass": "log_loss", "regression": "rmse"}[facts.task]
     bound = "min = 0.7" if facts.task == "binary" else "max = 1.0"
-    return f'# quality = {{ metric = "{metric}", {bound} }}'.ljust(32) + " # set it when a first run has shown what is possible"
+    return _noted(f'# quality = {{ metric = "{metric}", {bound} }}', "set it when a first run has shown what is possible")
+
+
+def _noted(line: str, note: str) -> str:
+    """A line with its comment, which stands in one column where the line leaves room."""
+    return f"{line.ljust(NOTE_COLUMN - 1)} # {note}"
 
 
 def _suggestion(column: Column) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 TELL_S = 0.1
 
 MARKS = {"now": ("\u203a", ">"), "done": ("\u2713", "+"), "cached": ("\u00b7", "."), "failed": ("\u2717", "x"), "warning": ("!", "!")}
+# What a server says of itself stays: its lines go to a log as often as to a terminal.
+SERVING = {"serve.loaded": "{0}", "serve.ready": "{0}  (fields and examples: {0}/docs)", "serve.stopped": "{0}"}
 COLOURS = {"done": "green", "cached": "dim", "failed": "red", "warning": "yellow"}
 
 
@@ -83,6 +85,11 @@ class _Teller:
             self._stage = None
         elif event.level == "warning":
             self._line("warning", event.message)
+        elif event.kind in SERVING:
+            self._line("done", "serve", SERVING[event.kind].format(event.message))
+        elif event.kind == "serve.failed":
+            self._line("failed", "serve", event.message)
+            self._screen.print(str(event.fields.get("traceback", "")), markup=False, style="dim")
         elif event.level == "error":
             self._line("failed", self._stage or event.kind.partition(".")[0])
             self._stage = None

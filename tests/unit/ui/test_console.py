@@ -77,3 +77,17 @@ def test_a_table_on_a_terminal_folds_to_its_width() -> None:
     table(["name", "promise"], [["flights", "word " * 20]], screen=target)
     assert file.getvalue().count("word") == 20
     assert len(file.getvalue().splitlines()) > 3
+
+
+def test_what_a_server_says_of_itself_stays_in_a_log() -> None:
+    target, file = screen(terminal=False)
+    events = Events(console(target))
+    events.emit("serve.ready", "http://127.0.0.1:8000", url="http://127.0.0.1:8000")
+    events.emit("serve.failed", "POST /predict: odd [row]", level="error", traceback="Traceback [most recent]\nValueError: odd")
+    events.emit("serve.stopping", "finishing requests in flight")
+    assert file.getvalue().splitlines() == [
+        "✓ serve     http://127.0.0.1:8000  (fields and examples: http://127.0.0.1:8000/docs)",
+        "✗ serve     POST /predict: odd [row]",
+        "Traceback [most recent]",
+        "ValueError: odd",
+    ]
