@@ -77,13 +77,24 @@ def csv_query(connection: duckdb.DuckDBPyConnection, files: Mapping[Path, Path],
 
 
 def _told_types(connection: duckdb.DuckDBPyConnection, table: str, names: list[str], source: Source) -> dict[str, str]:
-    declared = dict(source.types)
-    candidates = {name: list(HOLDS) for name in names if name not in declared}
-    sample = f"(SELECT * FROM {table} LIMIT {SAMPLE_ROWS})"
-    held = _held(connection, sample, candidates, declared, source)
-    candidates = {name: [kind for kind in types if held[name, kind] is not False] for name, types in candidates.items()}
-    held = _held(connection, table, candidates, declared, source)
-    return {name: declared.get(name) or next((kind for kind in candidates[name] if held[name, kind]), "string") for name in names}
+    types = dict(source.types)
+    candidates = {name: list(HOLDS) for name in names if name not in types}
+    # A few rows tell which types need not be tried on all of them.
+    held = _held(connection, f"(SELECT * FROM {table} LIMIT {SAMPLE_ROWS})", candidates, source.types, source)
+    untold = {name: [kind for kind in kinds if held[name, kind] is not False] for name, kinds in candidates.items()}
+    declared = source.types
+    # The first pass reads every column, and so every line is checked; a later one those whose first type did not hold.
+    while untold or declared:
+        held = _held(connection, table, {name: kinds[:1] for name, kinds in untold.items()}, declared, source)
+        rest = {}
+        for name, kinds in untold.items():
+            holds = held[name, kinds[0]] if kinds else None
+            if holds is False and kinds[1:]:
+                rest[name] = kinds[1:]
+            else:
+                types[name] = kinds[0] if holds else "string"
+        untold, declared = rest, {}
+    return types
 
 
 def _held(
