@@ -20,6 +20,14 @@ class RsgiApp:
         self._timeout_s = app.config.body_timeout_s
         self._in_flight = app.metrics.in_flight.sample()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="infer")
+        self._reading: dict[asyncio.Task[Any], float] = {}
+        self._next_sweep: asyncio.TimerHandle | None = None
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweep(loop)
+
+    def __rsgi_del__(self, _loop: asyncio.AbstractEventLoop) -> None:
+        self.close()
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         arrived = perf_counter()
@@ -45,6 +53,8 @@ class RsgiApp:
             self._in_flight.value -= 1
 
     def close(self) -> None:
+        if self._next_sweep is not None:
+            self._next_sweep.cancel()
         self._threads.shutdown(wait=False)
 
     async def _read(self, request: Request, protocol: Any) -> bytes:
@@ -56,20 +66,36 @@ class RsgiApp:
         stated = request.headers.get("content-length")
         if stated is not None and int(stated) > self._max_bytes:
             raise self._too_large(stated)
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request must be answered in a task")
+        self._reading[task] = request.arrived + self._timeout_s
         try:
-            async with asyncio.timeout(self._timeout_s):
-                if stated is not None:
-                    return bytes(await protocol())
-                chunks, size = [], 0
-                async for chunk in protocol:
-                    size += len(chunk)
-                    if size > self._max_bytes:
-                        raise self._too_large("more")
-                    chunks.append(chunk)
-                return b"".join(chunks)
-        except TimeoutError:
+            if stated is not None:
+                return bytes(await protocol())
+            chunks, size = [], 0
+            async for chunk in protocol:
+                size += len(chunk)
+                if size > self._max_bytes:
+                    raise self._too_large("more")
+                chunks.append(chunk)
+            return b"".join(chunks)
+        except asyncio.CancelledError:
+            if task in self._reading:  # not for its time, but because the server ends
+                raise
+            task.uncancel()
             reason = f"the body must arrive within {self._timeout_s:g} s"
             raise Refused(408, "timeout", reason, headers=(("connection", "close"),)) from None
+        finally:
+            self._reading.pop(task, None)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let go of bodies that took too long. One timer for all: one for each would cost more than a small model's answer."""
+        now = perf_counter()
+        for task in [task for task, until in self._reading.items() if until < now]:
+            del self._reading[task]
+            task.cancel()
+        self._next_sweep = loop.call_later(min(1.0, self._timeout_s / 4), self._sweep, loop)
 
     def _too_large(self, size: str) -> Refused:
         reason = f"the body must be at most {self._max_bytes} bytes, got {size}"
