@@ -55,7 +55,7 @@ def examine(home: Path) -> list[Finding]:
 def _machine(home: Path) -> list[Finding]:
     machine = hardware()
     free = shutil.disk_usage(_existing(home)).free / 1e9
-    writable = os.access(_existing(home), os.W_OK)
+    writable = _existing(home).is_dir() and os.access(_existing(home), os.W_OK)
     return [
         Finding(what="python", state="ok", detail=f"{platform.python_version()} on {machine['system']}"),
         Finding(what="processor", state="ok", detail=f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB memory"),
@@ -63,7 +63,7 @@ def _machine(home: Path) -> list[Finding]:
             what="disk", state="ok" if free > 2 else "warning", detail=f"{free:.0f} GB free", hint="" if free > 2 else "free some space"
         ),
         Finding(
-            what="home", state="ok" if writable else "missing", detail=str(home), hint="" if writable else "must be writable; use --home"
+            what="home", state="ok" if writable else "missing", detail=str(home), hint="" if writable else "must be a writable folder; use --home"
         ),
     ]
 
