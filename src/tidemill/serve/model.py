@@ -12,7 +12,7 @@ from tidemill.core import contract
 from tidemill.core.errors import ContractViolation, Unsupported
 from tidemill.core.events import Events
 from tidemill.core.graph import Arrays
-from tidemill.core.package import Answers, Package, Predictor
+from tidemill.core.package import Answers, Package, Predictor, add_evidence
 from tidemill.core.schema import Column
 from tidemill.serve.answers import AnswerForm
 
@@ -53,7 +53,7 @@ class Model:
         return self.predictor.run(inputs)
 
     def keep_contract(self, *, accept_latency: bool, events: Events, seconds: float = 2.0) -> None:
-        """Hold the package's promises on this hardware; latency that was measured elsewhere is measured here.
+        """Hold the package's promises on this hardware; latency that was measured elsewhere, or broken, is measured anew.
 
         Raises:
             ContractViolation: If a promise is broken; a broken latency passes with `accept_latency`, and is recorded.
@@ -61,15 +61,8 @@ class Model:
         promises, evidence = self.package.contract(), self.package.evidence()
         fingerprint = contract.hardware()["fingerprint"]
         verdicts = contract.judge(promises, evidence, hardware=fingerprint)
-        if any(verdict.kept is None and _is_latency(verdict) for verdict in verdicts):
-            inputs = self.signature.from_records([self.example])
-            measured = contract.measure_latency(lambda _: self.answer(inputs), rows=1, seconds=seconds) | {"threads": self.threads}
-            events.emit(
-                "serve.latency_measured",
-                f"{self.name}: p99 {measured['p99_ms']:.3g} ms on this hardware",
-                model=self.name,
-                evidence=measured,
-            )
+        if any(verdict.kept is not True and _is_latency(verdict) for verdict in verdicts):
+            measured = self._measure_latency(events, seconds)
             verdicts = contract.judge(promises, {**evidence, "latency": measured}, hardware=fingerprint)
         self.promises = [{**v.promise, "measured": v.measured, "kept": v.kept} for v in verdicts]
         broken = [verdict for verdict in verdicts if verdict.kept is False]
@@ -106,6 +99,18 @@ class Model:
             "created": package.manifest.get("created"),
             "row_ms": round(self.row_ms, 4),
         }
+
+    def _measure_latency(self, events: Events, seconds: float) -> dict[str, Any]:
+        """New evidence, entered into the package where its folder may be written."""
+        inputs = self.signature.from_records([self.example])
+        measured = contract.measure_latency(lambda _: self.answer(inputs), rows=1, seconds=seconds) | {"threads": self.threads}
+        told = f"{self.name}: p99 {measured['p99_ms']:.3g} ms on this hardware"
+        events.emit("serve.latency_measured", told, model=self.name, version=self.version, evidence=measured)
+        try:
+            self.package = add_evidence(self.package, "latency", measured)
+        except OSError as error:
+            events.warn("serve.evidence_not_written", f"{self.package.path}: the new latency stays out of the package: {error.strerror}")
+        return measured
 
     def _warm_up(self) -> tuple[float, Answers]:
         """Median time of the example row in milliseconds, and its answer; the slow first runs are done then."""

@@ -43,6 +43,33 @@ def test_latency_of_other_hardware_is_measured_here(tmp_path: Path) -> None:
     assert 0 < model.promises[0]["measured"] < 10_000
 
 
+def test_what_was_measured_here_is_entered_as_evidence(tmp_path: Path) -> None:
+    model, _ = held(tmp_path, limit=10_000, measured=99_999, hardware=ELSEWHERE)
+    again = Package.open(tmp_path / "p")
+    assert again.identity == model.package.identity
+    assert again.evidence()["latency"]["p99_ms"] == model.promises[0]["measured"]
+    assert again.evidence()["latency"]["hardware"] == HERE
+    seen: list[Event] = []
+    Model(again).keep_contract(accept_latency=False, events=Events(seen.append))
+    assert seen == []
+
+
+def test_a_package_that_cannot_be_written_is_served_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tidemill.serve.model.add_evidence", refuse)
+    model, seen = held(tmp_path, limit=10_000, measured=99_999, hardware=ELSEWHERE)
+    assert [event.kind for event in seen] == ["serve.latency_measured", "serve.evidence_not_written"]
+    assert model.promises[0]["kept"] is True
+
+
+def test_a_latency_that_was_broken_here_once_is_measured_again(tmp_path: Path) -> None:
+    model, [event] = held(tmp_path, limit=10_000, measured=99_999, hardware=HERE)
+    assert event.kind == "serve.latency_measured"
+    assert model.promises[0]["kept"] is True
+
+
 @pytest.mark.parametrize("hardware", [HERE, ELSEWHERE])
 def test_a_broken_latency_is_refused(tmp_path: Path, hardware: dict[str, Any]) -> None:
     with pytest.raises(ContractViolation, match=r"tiny .*: latency p99_ms: promised <= 1e-09, measured .*--accept-latency") as caught:
