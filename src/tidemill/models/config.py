@@ -65,6 +65,10 @@ class ModelConfig:
     def model(self) -> Model:
         """A fresh model of this kind."""
         made: Model = load("model", self.kind)()
+        if not all(hasattr(made, name) for name in ("Params", "space", "fit", "load", "pace")):
+            raise ConfigError(
+                f"model.kind: {self.kind!r} must give a model with Params, space, fit, load and pace, gives {type(made).__name__}"
+            )
         return made
 
     def parameters(self, overrides: Mapping[str, Any] | None = None, *, path: str = "model", where: str = "project") -> Any:
@@ -73,7 +77,7 @@ class ModelConfig:
         Raises:
             ConfigError: If a name is unknown or a value is out of its range.
         """
-        struct = load("model", self.kind).Params
+        struct = self.model().Params  # of an instance: a kind may be a function that makes one
         given = {**self.params, **(overrides or {})}
         known = [f.name for f in dataclasses.fields(struct)]
         for key in given:

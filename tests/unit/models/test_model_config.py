@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,3 +65,14 @@ def test_a_kind_of_ones_own_is_looked_up_only_when_it_is_used() -> None:
     config = read(kind="nowhere_to_be_found:build", depth=3)
     with pytest.raises(ConfigError, match="must be importable"):
         config.parameters()
+
+
+def test_a_kind_may_be_a_function_that_gives_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kinds_of_mine.py").write_text("def build():\n    from tidemill.models.linear import Linear\n    return Linear()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert read(kind="kinds_of_mine:build", l2=2.0).parameters() == LinearParams(l2=2.0)
+
+
+def test_a_kind_that_gives_no_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.kind.*must give a model"):
+        read(kind="collections:OrderedDict").model()
