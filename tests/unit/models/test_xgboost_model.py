@@ -26,7 +26,7 @@ def fit(train: Any, valid: Any, *, model: XGBoost | None = None, task: str = "bi
     classes = {"binary": 2, "multiclass": 3}.get(task)
     settings = XGBoostParams(**{"num_rounds": 40, **params})
     model = model or XGBoost()
-    return model.fit(train, valid, task=task, num_classes=classes, params=settings, seed=1, threads=2, on_round=on_round)
+    return model.fit(train, valid, task=task, num_classes=classes, params=settings, seed=1, threads=1, on_round=on_round)
 
 
 @pytest.mark.parametrize(("task", "metric"), [("binary", "auc"), ("multiclass", "mlogloss"), ("regression", "rmse")])
@@ -37,7 +37,7 @@ def test_the_trees_are_those_of_bare_xgboost(task: str, metric: str) -> None:
     data = xgb.QuantileDMatrix(a.x_NF, a.y_N)
     objective = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}[task]
     settings = {
-        "objective": objective, "eval_metric": metric, "tree_method": "hist", "nthread": 2, "seed": 1,
+        "objective": objective, "eval_metric": metric, "tree_method": "hist", "nthread": 1, "seed": 1,
         "max_depth": 6, "learning_rate": 0.3, "subsample": 0.8,
     }  # fmt: skip
     bare = xgb.train(

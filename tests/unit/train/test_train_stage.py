@@ -134,9 +134,7 @@ def test_progress_and_the_end_are_told(finished_stages: Stages, tmp_path: Path) 
 
 
 def test_a_kind_of_ones_own_is_found_beside_the_project(finished_stages: Stages, tmp_path: Path) -> None:
-    (tmp_path / "shallow_kind.py").write_text(
-        "from tidemill.models.xgboost import XGBoost\n\n\ndef build():\n    return XGBoost()\n\n\nbuild.Params = XGBoost.Params\n"
-    )
+    (tmp_path / "shallow_kind.py").write_text("from tidemill.models.xgboost import XGBoost\n\n\ndef build():\n    return XGBoost()\n")
     made = project({"kind": "shallow_kind:build", "max_depth": 2, "num_rounds": 4}, folder=tmp_path)
     _, report = train(finished_stages(), tmp_path / "out", made)
     assert report["config"]["max_depth"] == 2
