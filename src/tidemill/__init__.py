@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from tidemill.client import Client
     from tidemill.core.errors import TidemillError
     from tidemill.core.package import Package
-    from tidemill.estimator import Model, fit
+    from tidemill.estimator import TidemillClassifier, TidemillRegressor
+    from tidemill.notebook import Model, fit
 
-__all__ = ["Client", "Model", "Package", "TidemillError", "__version__", "fit"]
+__all__ = ["Client", "Model", "Package", "TidemillClassifier", "TidemillError", "TidemillRegressor", "__version__", "fit"]
 
 _HOMES = {
     "Client": "tidemill.client",
-    "Model": "tidemill.estimator",
+    "Model": "tidemill.notebook",
     "Package": "tidemill.core.package",
     "TidemillError": "tidemill.core.errors",
-    "fit": "tidemill.estimator",
+    "TidemillClassifier": "tidemill.estimator",
+    "TidemillRegressor": "tidemill.estimator",
+    "fit": "tidemill.notebook",
 }
 
 

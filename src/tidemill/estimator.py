@@ -1,187 +1,183 @@
-"""Tidemill in a notebook: `model = tm.fit(frame, target="late"); model.predict(frame)`.
+"""Tidemill as scikit-learn estimators: the same features and models, without splits, gate or package.
 
-The same pipeline as a project file runs underneath, so what comes back is a package with its measured quality.
+For a model with measured promises use `tidemill.fit`; these are for pipelines, searches and cross-validation.
 """
 
 from __future__ import annotations
 
-import html
-import shutil
-import tempfile
-import weakref
-from pathlib import Path
 from typing import Any
 
-import narwhals as nw
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_feature_names, _check_n_features, _check_sample_weight, check_is_fitted, column_or_1d
 
-from tidemill.core.artifact import hash_file
-from tidemill.core.errors import DataError
-from tidemill.core.events import Events
-from tidemill.core.package import Package, Predictor
-from tidemill.core.project import from_tree
-
-
-class Model:
-    """A fitted model: a package that answers for data frames. Made by `fit`, or from any package by `Model(package)`."""
-
-    def __init__(self, package: Package, *, report: Path | None = None, threads: int = 1) -> None:
-        self.package = package
-        self.report = report
-        self._predictor = Predictor(package, threads=threads)
-
-    def predict(self, data: Any) -> np.ndarray:
-        """Predictions of N rows, shape [N]: class labels, or numbers for a regression.
-
-        Args:
-            data: pandas, Polars or Arrow table with the columns that the model was fitted on; others are ignored.
-
-        Raises:
-            DataError: If a column is missing or of another type.
-        """
-        return self._predictor.arrow(to_arrow(data)).prediction
-
-    def predict_proba(self, data: Any) -> np.ndarray:
-        """Probabilities of N rows, shape [N, K], in the order of `classes`.
-
-        Raises:
-            DataError: If the model is a regression, or a column is missing or of another type.
-        """
-        if self.classes is None:
-            raise DataError("predict_proba needs a model of classes, this one is a regression", hint="use predict")
-        probability = self._predictor.arrow(to_arrow(data)).probability
-        return np.empty((0, len(self.classes))) if probability is None else probability
-
-    @property
-    def classes(self) -> list[Any] | None:
-        return self.package.classes
-
-    @property
-    def quality(self) -> dict[str, Any]:
-        """Metrics on the test split, each with its 95 % interval."""
-        return dict(self.package.evidence().get("quality", {}).get("metrics", {}))
-
-    def save(self, path: Path | str) -> Path:
-        """Copy the package to a new folder, for `tidemill serve` or `Package.open`."""
-        target = Path(path)
-        shutil.copytree(self.package.path, target)
-        return target
-
-    def __repr__(self) -> str:
-        columns = ", ".join(self.package.schema.names[:6]) + (", ..." if len(self.package.schema) > 6 else "")
-        lines = [f"<tidemill.Model {self.package.name}: {self.package.task} of {self.package.manifest['signature'].get('target')!r}>"]
-        lines.append(f"  columns  {columns}")
-        lines += [f"  quality  {line}" for line in self._quality_lines()]
-        lines.append(f"  identity {self.package.identity[:16]}")
-        if self.report is not None:
-            lines.append(f"  report   {self.report}")
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
-
-    def _quality_lines(self) -> list[str]:
-        quality = self.package.evidence().get("quality")
-        if not quality:
-            return []
-        return [
-            f"{quality['metric']} {quality['value']:.4f} ({quality['low']:.4f} to {quality['high']:.4f}) on {quality['rows']} test rows"
-        ]
+from tidemill.core.graph import BulkGraph
+from tidemill.core.load import load
+from tidemill.core.project import build
+from tidemill.core.schema import Schema
+from tidemill.features.stage import fit_table
+from tidemill.models.base import MemoryMatrix
+from tidemill.notebook import to_arrow
+from tidemill.packaging.merge import merge
 
 
-def fit(
-    data: Any,
-    *,
-    target: str,
-    task: str | None = None,
-    model: str = "xgboost",
-    trials: int = 0,
-    keys: tuple[str, ...] = (),
-    weight: str | None = None,
-    seed: int = 0,
-    name: str = "model",
-    home: Path | str | None = None,
-    events: Events | None = None,
-    **sections: Any,
-) -> Model:
-    """Train, test and package a model of one column of a data frame.
+class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Features and a model as one ONNX graph. Pickles as bytes of graphs and plain values."""
+
+    def __init__(
+        self,
+        model: Any = "xgboost",
+        *,
+        parameters: dict[str, Any] | None = None,
+        features: dict[str, Any] | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.model = model
+        self.parameters = parameters
+        self.features = features
+        self.random_state = random_state
+
+    def _fit(self, x: Any, y_N: np.ndarray, weight: Any, *, task: str, classes: list[Any] | None) -> None:
+        batch = self._batch(x, reset=True)
+        if batch.num_rows != len(y_N):
+            raise ValueError(f"X and y must have the same number of rows, got {batch.num_rows} and {len(y_N)}")
+        if batch.num_rows < 2:
+            raise ValueError(f"fitting needs at least 2 samples, got n_samples = {batch.num_rows}")
+        weight_N = None if weight is None else _check_sample_weight(weight, np.empty((len(y_N), 1)), ensure_non_negative=True)
+        if weight_N is not None:
+            counts = weight_N > 0
+            batch, y_N, weight_N = batch.filter(pa.array(counts)), y_N[counts], weight_N[counts]
+        import onnx
+
+        described, features = fit_table(pa.Table.from_batches([batch]), self.features)
+        schema = Schema.from_json(described["inputs"])
+        x_NF = BulkGraph(features, schema).run(batch, ["features"])["features"]
+        config = build(load("section", "model"), {"kind": self.model, **(self.parameters or {})}, path="model")
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        fitted = config.model().fit(
+            MemoryMatrix(x_NF, y_N, weight_N, names=described["names"]),
+            None,
+            task=task,
+            num_classes=len(classes) if classes else None,
+            params=config.parameters(),
+            seed=seed,
+            threads=1,
+        )
+        whole = merge(onnx.load_from_string(features), fitted.to_onnx(), classes=classes)
+        self.graph_ = whole.SerializeToString(deterministic=True)
+        self.schema_ = schema.to_json()
+        self.n_iter_ = (fitted.best_round or 0) + 1
+        self._open()
+
+    def _open(self) -> None:
+        self._session = BulkGraph(self.graph_, Schema.from_json(self.schema_))
+
+    def _run(self, x: Any, output: str) -> np.ndarray:
+        check_is_fitted(self, "graph_")
+        return self._session.run(self._batch(x, reset=False), [output])[output]
+
+    def _batch(self, x: Any, *, reset: bool) -> pa.RecordBatch:
+        """X as an Arrow batch; arrays get the columns x0, x1, ..."""
+        if isinstance(x, (pa.Table, pa.RecordBatch)) or (hasattr(x, "columns") and not hasattr(x, "toarray")):
+            _check_feature_names(self, x, reset=reset)
+            _check_n_features(self, x, reset=reset)
+            return to_arrow(x)
+        x_NF = check_array(x, dtype="numeric", ensure_all_finite="allow-nan", estimator=self, input_name="X")
+        _check_feature_names(self, x, reset=reset)
+        _check_n_features(self, x_NF, reset=reset)
+        return pa.RecordBatch.from_arrays(
+            [pa.array(column.astype(np.float64)) for column in x_NF.T], [f"x{i}" for i in range(x_NF.shape[1])]
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        state.pop("_session", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "graph_" in state:
+            self._open()
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = False
+        return tags
+
+
+class TidemillClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Classes from a table of numbers, text, booleans and times.
 
     Args:
-        data: pandas, Polars or Arrow table.
-        target: Column to predict; the others are features, except `keys` and `weight`.
-        task: "binary", "multiclass" or "regression"; told from the target when absent.
         model: Kind of model, such as "xgboost" or "linear".
-        trials: Tuning trials; 0 means none.
-        home: Folder for artifacts, ledger and report; a temporary one, gone with the model, when absent.
-        sections: Further sections of the project file as mappings, such as `features={"age": ["bin"]}`.
-
-    Raises:
-        ContractViolation: If the model is not better than the trivial one, or breaks another promise.
-        TidemillError: As `tidemill run` would.
+        parameters: Parameters of the kind, such as {"max_depth": 4}.
+        features: Operators by column, as in the project file's `[features]`.
+        random_state: Seed, as in scikit-learn.
     """
-    tree: dict[str, Any] = {"name": name, "seed": seed, **sections}
-    tree["data"] = {"target": target, "keys": list(keys), **({"weight": weight} if weight else {}), **sections.get("data", {})}
-    tree["model"] = {"kind": model, **sections.get("model", {})}
-    if task is not None:
-        tree["task"] = task
-    if trials:
-        tree["tune"] = {"trials": trials, **sections.get("tune", {})}
-    if home is not None:
-        return _fit(to_arrow(data), tree, Path(home), events)
-    temporary = tempfile.mkdtemp(prefix="tidemill-")
-    try:
-        made = _fit(to_arrow(data), tree, Path(temporary), events)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    weakref.finalize(made, shutil.rmtree, temporary, ignore_errors=True)
-    return made
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TidemillClassifier:
+        """Fit on N rows.
+
+        Raises:
+            ValueError: If y has fewer than two classes, or X and y do not fit together.
+        """
+        y = column_or_1d(_given(y), warn=True)
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"Classifier can't train when only one class is present: y holds {self.classes_}")
+        self._fit(
+            X,
+            codes.astype(np.float64),
+            sample_weight,
+            task="binary" if len(self.classes_) == 2 else "multiclass",
+            classes=_plain(self.classes_),
+        )
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities, shape [N, K], in the order of `classes_`."""
+        return self._run(X, "probability").astype(np.float64)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of each row, shape [N]."""
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: np.ndarray = self.classes_[best]
+        return labels
 
 
-def _fit(batch: pa.RecordBatch, tree: dict[str, Any], folder: Path, events: Events | None) -> Model:
-    """Run the project that `tree` describes, on the batch, in `folder`."""
-    from tidemill import pipeline
-    from tidemill.ui.report import collect, write_report
+class TidemillRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Numbers from a table of numbers, text, booleans and times; arguments as for `TidemillClassifier`."""
 
-    tree["data"]["source"] = str(_store(batch, folder / "frames"))
-    project = from_tree(tree, folder=folder, where="fit")
-    run = pipeline.run(project, home=folder, events=events)
-    report = write_report(collect(run.stages, run=run.to_json()), run.folder / "report.html")
-    if run.refused is not None:
-        raise run.refused
-    if run.package is None:
-        raise DataError("the run ended without a package")
-    return Model(run.package, report=report, threads=project.engine.threads or 1)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TidemillRegressor:
+        """Fit on N rows.
 
+        Raises:
+            ValueError: If y holds NaN or infinity, or X and y do not fit together.
+        """
+        y = check_array(column_or_1d(_given(y), warn=True), ensure_2d=False, dtype=np.float64, input_name="y", estimator=self)
+        self._fit(X, y, sample_weight, task="regression", classes=None)
+        return self
 
-def to_arrow(data: Any) -> pa.RecordBatch:
-    """A pandas, Polars or Arrow table as one Arrow batch; pandas' index is left out.
-
-    Raises:
-        DataError: If `data` is none of them.
-    """
-    if isinstance(data, pa.RecordBatch):
-        return data
-    if not isinstance(data, pa.Table):
-        try:
-            frame = nw.from_native(data)
-        except TypeError as error:
-            raise DataError(f"data must be a pandas, Polars or Arrow table, got {type(data).__name__}") from error
-        if isinstance(frame, nw.LazyFrame):
-            frame = frame.collect()
-        data = frame.to_arrow()
-    table = data.combine_chunks()
-    batches = table.to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+    def predict(self, X: Any) -> np.ndarray:
+        """The predicted number of each row, shape [N]."""
+        return self._run(X, "prediction").astype(np.float64).ravel()
 
 
-def _store(batch: pa.RecordBatch, folder: Path) -> Path:
-    """The batch as a Parquet file named by its content, so that the same frame is the same source."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / ".draft.parquet"
-    pq.write_table(pa.Table.from_batches([batch]).replace_schema_metadata(None), draft)
-    final = folder / f"{hash_file(draft)[:16]}.parquet"
-    draft.replace(final)
-    return final
+def _given(y: Any) -> Any:
+    if y is None:
+        raise ValueError("this estimator requires y to be passed, but the target y is None")
+    return y
+
+
+def _plain(classes: np.ndarray) -> list[Any]:
+    """Labels that a graph can hold: their places, where they are neither booleans, whole numbers nor text."""
+    labels: list[Any] = classes.tolist()
+    kinds = {type(label) for label in labels}
+    if kinds <= {bool} or kinds <= {int} or kinds <= {str}:
+        return labels
+    return list(range(len(labels)))

@@ -16,10 +16,10 @@ SRC = Path(__file__).parents[2] / "src"
 MODULE = r"tidemill(\.\w+)+(:[\w.]+)?"
 
 # From the top down; those in brackets must not import each other.
-CHAIN = ("cli", ("doctor", "estimator"), "ui", "rollout", "pipeline", ("tune", "compress"), "train", "models", "core")
+CHAIN = ("cli", ("doctor", "estimator"), "notebook", "ui", "rollout", "pipeline", ("tune", "compress"), "train", "models", "core")
 # Over core alone, none of them imports another; and what stands above them all.
 BESIDE = ("data", "features", "packaging", "predict", "serve", "stream", "monitor")
-ABOVE_BESIDE = ("cli", "doctor", "estimator", "ui", "rollout", "pipeline")
+ABOVE_BESIDE = ("cli", "doctor", "estimator", "notebook", "ui", "rollout", "pipeline")
 GROUND = ("engines", "testing", "client")  # over core alone
 
 # A library that is heavy or serves one purpose, and the only places that are about it.
@@ -36,7 +36,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "optuna": ("tune",),
     "mlflow": ("rollout",),
     "duckdb": ("data", "engines.local"),
-    "narwhals": ("data", "engines", "estimator", "testing"),
+    "narwhals": ("data", "engines", "notebook", "testing"),
     "granian": ("serve",),
     "pyspark": ("engines.spark",),
     "ray": ("engines.ray",),
