@@ -1,7 +1,7 @@
 """Claim: one row through a merged graph of 39 raw columns (26 texts, 286,000 vocabulary entries) and 200 trees takes
 at most 100 microseconds on one core, and batches of 1,000 go at 150,000 rows/s or more.
 
-The rows come as graph inputs, as a server holds them after parsing; `from JSON records` adds their conversion. The peer is
+The rows come as graph inputs, as a server holds them after parsing; `from a JSON record` adds their conversion. The peer is
 the usual pair in Python, a ColumnTransformer and the booster's own predict on a one-row frame, in turn on the same rows,
 which shows what people move away from (its encoder builds a table of all categories in each call). The graph's answers are
 checked against the booster's own first. Processor time is reported beside wall time, since it holds still on a busy machine.
@@ -88,7 +88,7 @@ def main(repeats: int) -> None:
     ways = {
         "features and trees": each(lambda row: graph.run(row, ["probability"]), rows),
         "features alone": each(one.run, rows),
-        "from JSON records": each(lambda record: graph.run(graph.signature.from_records([record]), ["probability"]), records),
+        "from a JSON record": each(lambda record: graph.run(graph.signature.from_record(record), ["probability"]), records),
         "batch of 1000": each(lambda rows: graph.run(rows, ["probability"]), [batch] * 10),
         "scikit-learn and xgboost": each(
             lambda frame: peer_booster.inplace_predict(transformer.transform(frame).astype(np.float32)), frames

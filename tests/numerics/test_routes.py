@@ -147,3 +147,40 @@ def test_batches_that_share_a_dictionary_and_others_between() -> None:
         np.testing.assert_array_equal(bulk.run(rows)["features"], reference(description, pa.table(rows)))
     empty = batch(["a"], ["x"]).slice(0, 0)
     assert bulk.run(empty)["features"].shape == (0, 2)
+
+
+def test_a_large_batch_goes_through_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tidemill.core import graph as core_graph
+
+    monkeypatch.setattr(core_graph, "ROWS_AT_ONCE", 8)
+    table = pa.table({"x": [None, *map(float, range(99))], "s": [f"v{i % 30}" for i in range(100)], "i": pa.array([None, *range(99)])})
+    description, graph = fit_table(table, {"x": ["impute", "standardize"]})
+    for threads in (1, 3):
+        bulk = core_graph.BulkGraph(graph, Schema.from_json(description["inputs"]), threads=threads)
+        for rows in (100, 97, 16, 15, 0):
+            answer = bulk.run(table.slice(0, rows).combine_chunks().to_batches()[0] if rows else table.to_batches()[0].slice(0, 0))
+            np.testing.assert_array_equal(answer["features"], reference(description, table.slice(0, rows)))
+
+
+def test_outputs_without_a_row_for_each_row_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    from tidemill.core import graph as core_graph
+
+    monkeypatch.setattr(core_graph, "ROWS_AT_ONCE", 2)
+    nodes = [helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0), helper.make_node("Neg", ["x"], ["minus"])]
+    x = helper.make_tensor_value_info("x", TensorProto.DOUBLE, [None, 1])
+    outputs = [
+        helper.make_tensor_value_info("total", TensorProto.DOUBLE, []),
+        helper.make_tensor_value_info("minus", TensorProto.DOUBLE, [None, 1]),
+    ]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in core_graph.OPSETS.items()]
+    model: onnx.ModelProto = helper.make_model(
+        helper.make_graph(nodes, "g", [x], outputs), opset_imports=opsets, ir_version=core_graph.IR_VERSION
+    )
+    answer = core_graph.BulkGraph(model.SerializeToString(), Schema((Column(name="x", type="float64"),))).run(
+        pa.record_batch({"x": [1.0, 2.0, 3.0, 4.0, 5.0]})
+    )
+    assert answer["total"] == 15.0
+    assert answer["minus"].ravel().tolist() == [-1.0, -2.0, -3.0, -4.0, -5.0]

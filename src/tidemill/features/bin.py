@@ -27,8 +27,8 @@ class Bin:
     | integer beyond 2^53        | the bin of the nearest float64                                     |
     """
 
-    bins: int = field(default=10, metadata={"min": 2, "max": 1024})
-    """Bins aimed at, in 2..1024, the one of nulls not counted; equal quantiles become one."""
+    bins: int = field(default=10, metadata={"min": 2, "max": 256})
+    """Bins aimed at, in 2..256, the one of nulls not counted; equal quantiles become one."""
     by: Literal["quantile", "uniform"] = "quantile"
     """Equal shares of the rows (quantile), or equal widths between the lowest and highest number (uniform)."""
     edges: tuple[float, ...] | None = None

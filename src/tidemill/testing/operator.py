@@ -153,7 +153,7 @@ def routes(graph: bytes, schema: Schema, table: pa.Table) -> dict[str, np.ndarra
         "bulk, again": bulk.run(_batch(coded)),
     }
     answers = {route: answer["features"] for route, answer in made.items()}
-    rows = [one.run(one.signature.from_records([record]))["features"] for record in records[:40]]
+    rows = [one.run(one.signature.from_record(record))["features"] for record in records[:40]]
     if len(rows) == len(records) and rows:
         answers["row by row"] = np.concatenate(rows)
     return answers

@@ -62,7 +62,7 @@ def test_a_column_called_columns_or_drop_has_its_place() -> None:
         ({"a": [{"op": "clip", "min": 2, "low_quantile": 0.1}]}, ConfigError, "a bound or a quantile, not both"),
         ({"a": [{"op": "clip", "low_quantile": 2}]}, ConfigError, "features.a[0].low_quantile: must be in 0.0..1.0, got 2"),
         ({"a": [{"op": "bin", "edges": [1, 1]}]}, ConfigError, "edges must be finite and rising, got [1.0, 1.0]"),
-        ({"a": [{"op": "bin", "bins": 1}]}, ConfigError, "features.a[0].bins: must be in 2..1024, got 1"),
+        ({"a": [{"op": "bin", "bins": 1}]}, ConfigError, "features.a[0].bins: must be in 2..256, got 1"),
         ({"a": [{"op": "impute", "value": 3}]}, ConfigError, "strategy constant and a value must be given together"),
         ({"a": [{"op": "impute", "strategy": "maen"}]}, ConfigError, "features.a[0].strategy"),
         (
