@@ -213,13 +213,15 @@ def row_hash(batch: pa.RecordBatch, columns: Sequence[str], *, salt: str = "") -
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    parts = [_canonical_text(batch.column(batch.schema.get_field_index(name))) for name in columns]
-    if salt:
-        parts.insert(0, pa.scalar(salt))
-    text = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\x1f")
-    md5 = hashlib.md5
-    digests = b"".join([md5(value, usedforsecurity=False).digest() for value in text.cast(pa.binary()).to_pylist()])
-    return np.frombuffer(digests, dtype=">u8")[1::2].astype(np.uint64)
+    digests = []
+    for start in range(0, batch.num_rows, 8_192):  # the texts of more rows would take more memory than the rows
+        rows = batch.slice(start, 8_192)
+        parts = [_canonical_text(rows.column(rows.schema.get_field_index(name))) for name in columns]
+        if salt:
+            parts.insert(0, pa.scalar(salt))
+        text = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\x1f")
+        digests += [hashlib.md5(value, usedforsecurity=False).digest() for value in text.cast(pa.binary()).to_pylist()]
+    return np.frombuffer(b"".join(digests), dtype=">u8")[1::2].astype(np.uint64)
 
 
 def _canonical_text(column: pa.Array) -> pa.Array:

@@ -252,8 +252,9 @@ def test_the_scratch_folder_goes_with_the_engine(tmp_path: Path) -> None:
 def test_memory_and_threads_are_the_projects(tmp_path: Path) -> None:
     with LocalEngine(EngineConfig(threads=3, memory="1GiB"), scratch=tmp_path) as engine:
         settings = dict(engine._connection.sql("SELECT name, value FROM duckdb_settings()").fetchall())
-    assert settings["memory_limit"] == "512.0 MiB"
+    assert settings["memory_limit"] == "416.0 MiB"  # what is left beside the interpreter and the batches of three threads
     assert settings["threads"] == "3"
+    assert settings["enable_progress_bar"] == "false"
     assert settings["temp_directory"].startswith(str(tmp_path))
 
 

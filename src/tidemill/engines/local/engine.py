@@ -28,8 +28,10 @@ from tidemill.engines.local.write import write_folder
 S = TypeVar("S")
 LocalRows = QueryRows | MappedRows
 
-# DuckDB counts its own buffers only; batches, Parquet pages and sketches live beside them.
-DUCKDB_SHARE = 0.5
+# DuckDB counts its own buffers only. Beside them live the interpreter with its libraries, batches under way, Parquet pages, sketches.
+BESIDE = 512 << 20
+BESIDE_PER_THREAD = 32 << 20
+LEAST_MEMORY = 48 << 20
 # Below this for each thread, a sort gives up instead of spilling.
 MEMORY_PER_THREAD = 128 << 20
 SPOOL_ROWS = 8_192
@@ -46,24 +48,27 @@ class LocalEngine:
 
     def __init__(self, config: EngineConfig | None = None, *, scratch: Path | None = None) -> None:
         config = config or EngineConfig()
-        self.threads = config.threads or len(os.sched_getaffinity(0))
+        budget = memory_bytes(config.memory)
+        threads = config.threads or len(os.sched_getaffinity(0))
+        self.threads = max(1, min(threads, budget // 4 // BESIDE_PER_THREAD))
+        self._memory = max(LEAST_MEMORY, budget // 4, budget - BESIDE - self.threads * BESIDE_PER_THREAD)
         self.scratch = _scratch_folder(scratch)
         self._finalizer = weakref.finalize(self, _remove, self.scratch, _lock(self.scratch), os.getpid())
         self._spooled = 0
-        self._memory = int(memory_bytes(config.memory) * DUCKDB_SHARE)
         self._connection = duckdb.connect(
             ":memory:",
             config={
                 "memory_limit": f"{self._memory}B",
-                "threads": max(1, min(self.threads, self._memory // MEMORY_PER_THREAD)),
+                "threads": max(1, min(threads, self._memory // MEMORY_PER_THREAD)),
                 "temp_directory": str(self.scratch / "spill"),
                 "preserve_insertion_order": True,
                 "autoinstall_known_extensions": False,
             },
         )
         self._connection.execute("SET GLOBAL TimeZone = 'UTC'")
-        # Prefetching takes a row group at once, however large it is.
-        self._connection.execute("SET GLOBAL disable_parquet_prefetching = true")
+        # Prefetching takes a row group at once, however large it is; progress is the caller's to show.
+        for setting in ("GLOBAL disable_parquet_prefetching = true", "enable_progress_bar = false"):
+            self._connection.execute(f"SET {setting}")
 
     def scan(self, source: Source, columns: Sequence[str] | None = None) -> LocalRows:
         return self._query(scan_query(self._connection, source, columns, scratch=self.scratch))

@@ -18,7 +18,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 BATCH_ROWS = 65_536
 STREAM_ROWS = 8_192
-CHUNK_BYTES = 32 << 20
+CHUNK_ROWS = 32_768
+CHUNK_BYTES = 8 << 20
 
 
 class TooLittleMemory(ConfigError):
@@ -44,7 +45,7 @@ class QueryRows:
         return rechunked(self._stream(), batch_rows)
 
     def chunks(self) -> Iterator[pa.RecordBatch]:
-        """The batches that the engine works on: as `batches`, but of some 32 MiB at most."""
+        """The batches that the engine works on: as `batches`, but of some 8 MiB at most."""
         return rechunked(self._stream(), _chunk_rows(self.schema), CHUNK_BYTES)
 
     def _stream(self) -> Iterator[pa.RecordBatch]:
@@ -69,7 +70,7 @@ class MappedRows:
         return rechunked(self._stream(), batch_rows)
 
     def chunks(self) -> Iterator[pa.RecordBatch]:
-        """The batches that the engine works on: as `batches`, but of some 32 MiB at most."""
+        """The batches that the engine works on: as `batches`, but of some 8 MiB at most."""
         return rechunked(self._stream(), _chunk_rows(self.schema), CHUNK_BYTES)
 
     def _stream(self) -> Iterator[pa.RecordBatch]:
@@ -147,8 +148,8 @@ def translated(what: str = "") -> Iterator[None]:
 
 
 def _chunk_rows(schema: pa.Schema) -> int:
-    """65,536, fewer for tables of more than 64 columns."""
-    return max(1_024, min(BATCH_ROWS, BATCH_ROWS * 64 // max(1, len(schema))))
+    """32,768, fewer for tables of more than 64 columns. The same for any memory and threads, so that sums are too."""
+    return max(1_024, min(CHUNK_ROWS, CHUNK_ROWS * 64 // max(1, len(schema))))
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
