@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.core.errors import DataError
+from tidemill.core.graph import Graph
 from tidemill.core.schema import Column, Schema
 from tidemill.features.reference import features as reference
 from tidemill.features.stage import fit_table
@@ -184,3 +185,15 @@ def test_outputs_without_a_row_for_each_row_are_whole(monkeypatch: pytest.Monkey
     )
     assert answer["total"] == 15.0
     assert answer["minus"].ravel().tolist() == [-1.0, -2.0, -3.0, -4.0, -5.0]
+
+
+def test_the_longer_way_into_the_runtime_answers_the_same() -> None:
+    table = pa.table({"x": [1.0, None, 3.0], "s": ["a", None, "b"]})
+    description, content = fit_table(table)
+    graph = Graph(content, Schema.from_json(description["inputs"]))
+    assert graph._run is not None, "ONNX Runtime changed within: measure what a row takes now"
+    quick = graph.run(graph.signature.from_arrow(table))["features"]
+    with pytest.raises(ValueError, match="Required inputs .*'s'.* are missing"):
+        graph.run({"x": np.zeros((1, 1))})
+    graph._run = None
+    np.testing.assert_array_equal(graph.run(graph.signature.from_arrow(table))["features"], quick)

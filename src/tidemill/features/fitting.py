@@ -111,11 +111,15 @@ class _Census:
         self.varies |= other.varies or (self.value is not None and other.value is not None and self.value != other.value)
         self.value = other.value if self.value is None else self.value
 
-    def reason(self) -> str | None:
+    def reason(self, column: Column) -> str | None:
         """Why the column is of no use, None where it is."""
         if self.nulls == self.rows:
             return "every value is null"
-        return None if self.nulls or self.varies else f"every value is {self.value!s:.60}"
+        if self.nulls or self.varies:
+            return None
+        if column.type == "timestamp":
+            return f"every value is {np.datetime64(int(self.value), 'us')} UTC"
+        return f"every value is {bool(self.value) if column.type == 'boolean' else self.value!s:.60}"
 
 
 @dataclass
@@ -132,7 +136,7 @@ class _Task:
     def take_in(self, state: tuple[_Census, dict[str, Any]]) -> str | None:
         """Let the chain have its statistics; the reason where the column is of no use."""
         census, states = state
-        reason = census.reason() if self.census else None
+        reason = census.reason(self.chain.column) if self.census else None
         if reason is not None or not self.fits:
             return reason
         if self.chain.steps is None:

@@ -93,6 +93,8 @@ def test_columns_that_say_nothing_are_kept_out_with_a_reason() -> None:
             "null": pa.nulls(3, pa.int64()),
             "nan": [float("nan")] * 3,
             "a or null": ["a", None, "a"],
+            "when": pa.array([1_700_000_000_000_000] * 3).cast(pa.timestamp("us", "UTC")),
+            "yes": [True] * 3,
             "gone": [1, 2, 3],
         }
     )
@@ -103,6 +105,8 @@ def test_columns_that_say_nothing_are_kept_out_with_a_reason() -> None:
         "zero": "every value is 0.0",
         "null": "every value is null",
         "nan": "every value is null",
+        "when": "every value is 2023-11-14T22:13:20.000000 UTC",
+        "yes": "every value is True",
     }
     assert [column["name"] for column in description["inputs"]] == ["x", "a or null"]
 
