@@ -35,7 +35,7 @@ from tidemill.core.errors import ConfigError, Conflict, ContractViolation, DataE
 from tidemill.core.events import Event, Events
 from tidemill.core.package import Package, Predictor
 from tidemill.core.sketch import ColumnSketch
-from tidemill.packaging import gate
+from tidemill.packaging import gate, imports
 from tidemill.packaging.imports import package_model
 
 NUMBERS = ["amount", "count"]
@@ -381,6 +381,8 @@ def test_a_text_classifier(classifier: Path, package: Any) -> None:
     answer = Predictor(made).records([{"review": "a great film"}])
     np.testing.assert_allclose(answer.probability, expected, atol=1e-5)
     assert answer.prediction.tolist() == [["NEGATIVE", "POSITIVE"][int(expected.argmax())]]
+    nothing = pa.record_batch({"review": pa.array([], pa.string())})
+    assert Predictor(made).arrow(nothing).probability.shape == (0, 2)
     assert {name: ColumnSketch.from_json(tree).rows for name, tree in made.baseline()["lengths"].items()} == {"review": 14}
 
 
@@ -388,6 +390,12 @@ def test_a_text_classifier_is_judged_where_the_truth_is_known(classifier: Path, 
     truth = Predictor(package(classifier, pa.table({"text": TEXTS[:4] * 3}), None)).records([{"text": text} for text in TEXTS[:4] * 3])
     made = package(classifier, pa.table({"text": TEXTS[:4] * 3, "label": truth.prediction.tolist()}), "label")
     assert made.evidence()["quality"]["metrics"]["accuracy"]["point"] == 1
+
+
+def test_of_many_texts_some_are_looked_at(classifier: Path, package: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imports, "MAX_TEXTS", 10)
+    made = package(classifier, pa.table({"text": [f"text {number}" for number in range(95)]}), None)
+    assert made.evidence()["parity"]["rows"] == made.baseline()["rows"] == 10
 
 
 @pytest.mark.slow
@@ -474,6 +482,8 @@ def test_calls_that_cannot_work_say_so(sample: pd.DataFrame, package: Any, tmp_p
         package(model, sample[:0], "late")
     with pytest.raises(ConfigError, match="lower-case letters"):
         package_model(model, data=sample, target="late", name="Not This", out=tmp_path / "p")
+    with pytest.raises(DataError, match="'kind' must be numbers, is string"):
+        package(make_pipeline(StandardScaler(), Ridge()).fit(sample[NUMBERS], sample["cost"]), sample, "kind")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     with pytest.raises(Conflict, match="must be a new folder"):

@@ -178,6 +178,10 @@ class Predictor:
     def _preprocessed(self, inputs: Arrays) -> Arrays:
         """The graph's output for raw inputs, a few rows at a time: attention takes memory with the square of the longest text."""
         size_N = self._preprocess.sizes(inputs)
+        if len(size_N) == 0:
+            # Exported encoders cannot take no row at all: one blank row says what the answer's shape is.
+            blank = {name: np.full((1, 1), "" if array.dtype.kind in "OU" else 0, array.dtype) for name, array in inputs.items()}
+            return {name: values[:0] for name, values in self._graph.run(self._preprocess(blank), self._output).items()}
         if len(size_N) <= PREPROCESSED_ROWS:
             return self._graph.run(self._preprocess(inputs), self._output)
         # Texts of like length together, so that little is computed for padding.

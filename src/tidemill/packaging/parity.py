@@ -59,8 +59,8 @@ def compare(predictor: Predictor, rows: Rows, native: Native, *, limit: float, c
     """The graph's answers for all rows and how far the independent path is from them.
 
     The difference of a row is the largest over its classes, absolute in probability and in an embedding's numbers;
-    in regression it is relative to the larger of the native prediction and the mean size of all of them. Rows are also sent one by
-    one, as JSON would bring them, and must agree with the bulk route within the same limit.
+    in regression it is relative to the larger of the native prediction and the mean size of all of them. Some rows are also sent one by
+    one, as JSON would bring them, and as a plain batch, and must agree with the bulk route within the same limit.
 
     Args:
         columns: What to read of each row, all that the graph and the native path need.
@@ -86,9 +86,7 @@ def compare(predictor: Predictor, rows: Rows, native: Native, *, limit: float, c
     gap_N, size_N = np.concatenate(gaps), np.concatenate(sizes)
     scale = _scale(sizes)
     difference_N = gap_N / np.fmax(size_N, scale) if relative else gap_N
-    route_N = np.array([_gap(_values(predictor.records([record])), bulk[None])[0] for record, bulk in sample])
-    if relative:
-        route_N /= np.fmax([np.abs(bulk) for _, bulk in sample], scale)
+    route_N = _other_routes(predictor, rows, sample, answers[0], scale if relative else None)
     over = int((difference_N > limit).sum())
     evidence: dict[str, Any] = {
         "rows": len(difference_N),
@@ -99,13 +97,25 @@ def compare(predictor: Predictor, rows: Rows, native: Native, *, limit: float, c
         "measure": "relative" if relative else "absolute",
         "against": native.against,
         "rows_over_limit": over,
-        "routes": {"rows": len(sample), "max_difference": float(route_N.max(initial=0.0))},
+        "routes": {"rows": len(route_N), "max_difference": float(route_N.max(initial=0.0))},
         "worst": worst.described(native, limit, scale if relative else None),
         "at": now(),
     }
     if over:
         evidence["causes"] = [entry["detail"] for entry in evidence["worst"] if "detail" in entry]
     return Compared(evidence, np.concatenate(answers))
+
+
+def _other_routes(
+    predictor: Predictor, rows: Rows, sample: list[tuple[dict[str, Any], np.ndarray]], first: np.ndarray, scale: float | None
+) -> np.ndarray:
+    """How far rows sent one by one as records, and a batch without its dictionary of distinct strings, are from the bulk route."""
+    batch = next(iter(rows.batches(predictor.package.schema.names, batch_rows=ROUTE_ROWS)))
+    alone = [_values(predictor.records([record])) for record, _ in sample]
+    found = np.concatenate([*alone, _values(predictor.run(predictor.signature.from_arrow(batch)))])
+    bulk = np.concatenate([*(answer[None] for _, answer in sample), first[: batch.num_rows]])
+    gap_N = _gap(found, bulk)
+    return gap_N if scale is None else gap_N / np.fmax(np.abs(bulk), scale)
 
 
 def why(evidence: dict[str, Any]) -> str | None:

@@ -124,6 +124,8 @@ def places(rows: Rows, most: int) -> np.ndarray:
 def _numbers(array: pa.Array, name: str) -> np.ndarray:
     import pyarrow as pa
 
+    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)):
+        raise DataError(f"column {name!r} must be numbers, is {array.type}", field=name)
     numbers = np.asarray(array.cast(pa.float64()).to_numpy(zero_copy_only=False))
     if array.null_count or not np.isfinite(numbers).all():
         raise DataError(f"column {name!r} must be finite numbers without null", field=name, hint="drop those rows in prepare")

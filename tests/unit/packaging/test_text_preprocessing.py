@@ -93,3 +93,4 @@ def test_many_texts_come_back_in_their_order(folder: Path, tmp_path: Path) -> No
     found = Predictor(package).records([{"review": "good " * count} for count in counts]).prediction
     assert found.tolist() == [2 + 3 + 4 * count for count in counts]
     assert Predictor(package).records([{"review": None}]).prediction.tolist() == [5]
+    assert Predictor(package).records([]).prediction.shape == (0,)

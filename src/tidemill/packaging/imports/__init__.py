@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from tidemill.core.events import Events
 from tidemill.core.package import MANIFEST, Package
 from tidemill.packaging.gate import Candidate, Trial, pass_gate
 from tidemill.packaging.imports.source import Given, Imported, known_truth, read_sample
-from tidemill.packaging.rows import Sample, Target
+from tidemill.packaging.rows import Sample, Target, every
 from tidemill.packaging.stage import versions
+
+# Texts that a text model is run on, in its graph and in torch.
+MAX_TEXTS = 2_000
 
 Importer = Callable[[Any, Given], Imported]
 
@@ -67,6 +71,9 @@ def package_model(
     )
     events.emit("import.started", f"reading {_called(source)}", level="progress")
     imported = importer(source, given)
+    if imported.kind == "text" and given.table.num_rows > MAX_TEXTS:
+        events.warn("import.thinned", f"{MAX_TEXTS:,} of {given.table.num_rows:,} texts are looked at, evenly spread over all")
+        given = replace(given, table=every(Sample(given.table), given.table.schema.names, MAX_TEXTS))
     if task is not None and imported.task != task and imported.kind == "row":
         raise ConfigError(f"task: must be {imported.task} for this model, got {task}")
     out.parent.mkdir(parents=True, exist_ok=True)
