@@ -160,7 +160,7 @@ def to_arrow(data: Any) -> pa.RecordBatch:
     """A pandas, Polars or Arrow table as one Arrow batch; pandas' index is left out.
 
     Raises:
-        DataError: If `data` is none of them.
+        DataError: If `data` is none of them, or a column's name occurs twice or its values are of several types.
     """
     if isinstance(data, pa.RecordBatch):
         return data
@@ -169,9 +169,15 @@ def to_arrow(data: Any) -> pa.RecordBatch:
             frame = nw.from_native(data)
         except TypeError as error:
             raise DataError(f"data must be a pandas, Polars or Arrow table, got {type(data).__name__}") from error
+        except nw.exceptions.DuplicateError as error:
+            raise DataError(f"data must have each column once: {' '.join(str(error).split())}", hint="rename one") from error
         if isinstance(frame, nw.LazyFrame):
             frame = frame.collect()
-        data = frame.to_arrow()
+        try:
+            data = frame.to_arrow()
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            said = ": ".join(str(part) for part in reversed(error.args))
+            raise DataError(f"a column of data must hold one type: {said}", hint="make it text, or numbers") from error
     table = data.combine_chunks()
     batches = table.to_batches()
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
