@@ -494,13 +494,15 @@ def python() -> str:
 def class_part(name: str, kind: type) -> Iterator[str]:
     """A class: how it is made, its attributes in a table, its methods one after the other."""
     yield f"## {name}"
-    init = vars(kind).get("__init__")
+    own = [base for base in reversed(kind.__mro__) if base.__module__.startswith("tidemill")]
+    everything = {member: value for base in own for member, value in vars(base).items()}
+    init = everything.get("__init__")
     if init is not None and not dataclasses.is_dataclass(kind):
         yield signature(name, init, drop_self=True)
     yield docstring(kind)
     if init is not None and init.__doc__ and not dataclasses.is_dataclass(kind):
         yield docstring(init)
-    members = {member: value for member, value in vars(kind).items() if not member.startswith("_")}
+    members = {member: value for member, value in everything.items() if not member.startswith("_")}
     attributes = [
         [f"`{member}`", f"`{value.fget.__annotations__.get('return')}`".replace("'", ""), one_line(value.__doc__ or "")]
         for member, value in members.items()

@@ -115,6 +115,11 @@ def test_python_compiles_and_its_names_exist(block: Block) -> None:
             assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
 
 
+def test_the_project_of_the_tutorial_is_the_examples() -> None:
+    shown = [tomllib.loads(block.text) for block in blocks_of(ROOT / "docs" / "tutorial.md") if block.language == "toml"]
+    assert tomllib.loads((ROOT / "examples" / "flights" / "loop.toml").read_text(encoding="utf-8")) in shown
+
+
 def test_a_wrong_command_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```console\n$ cd x && tidemill runn -f a.toml | tee log\nnoise\n```\n")
