@@ -167,6 +167,7 @@ class TestOutput:
         assert columns["at"]["min"].endswith("Z")
         assert columns["late"]["mean"] == pytest.approx(np.mean(trips()["late"].to_pylist()))
 
+    @pytest.mark.slow
     def test_rows_larger_than_the_memory_give_the_same_bytes(self, data: Stage, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         wide = pa.table({f"x{i}": rng.random(30_000) for i in range(100)}).append_column("late", pa.array(rng.random(30_000) < 0.5))

@@ -41,7 +41,7 @@ ANY_ORDER = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 30), st.sampled_
 
 
 @given(orders=st.lists(ANY_ORDER, min_size=3, max_size=80), valid=st.floats(0.05, 0.4), test=st.floats(0.05, 0.4))
-@settings(max_examples=300)
+@settings(max_examples=120)
 def test_cuts_are_where_sorting_puts_them(orders: list[int], valid: float, test: float) -> None:
     config = SplitConfig(valid=valid, test=test)
     try:
@@ -64,7 +64,7 @@ def test_cuts_are_where_sorting_puts_them(orders: list[int], valid: float, test:
     rows=st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 20)), min_size=10, max_size=200, unique_by=lambda row: row[0]),
     wide=st.booleans(),
 )
-@settings(max_examples=150)
+@settings(max_examples=50)
 def test_each_stratum_has_its_shares(rows: list[tuple[int, int]], wide: bool) -> None:
     orders, strata = [order for order, _ in rows], [stratum * (2**58 if wide else 1) for _, stratum in rows]
     try:

@@ -258,6 +258,7 @@ def test_memory_and_threads_are_the_projects(tmp_path: Path) -> None:
     assert settings["temp_directory"].startswith(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_wide_rows_larger_than_memory_are_sorted_by_ranges(tmp_path: Path) -> None:
     width = 96
     schema = pa.schema([pa.field("key", pa.int64()), *(pa.field(f"x{i}", pa.float64()) for i in range(width))])
