@@ -1,9 +1,13 @@
-"""The main job, start to end: data, training, packaging, a served answer. Every step is a command that you can type."""
+"""The main job, start to end: data, training, packaging, a served answer. Every step is a command that you can type.
+
+Arguments are passed on to `tidemill run`, such as `--set tune.trials=3`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -23,8 +27,9 @@ TIDEMILL = shutil.which("tidemill", path=str(Path(sys.executable).parent)) or "t
 
 def main() -> int:
     get_data()
-    say("tidemill run")
-    if code := subprocess.run([TIDEMILL, "run"], cwd=FOLDER, check=False).returncode:
+    command = ["tidemill", "run", *sys.argv[1:]]
+    say(shlex.join(command))
+    if code := subprocess.run([TIDEMILL, *command[1:]], cwd=FOLDER, check=False).returncode:
         return code
     shown = subprocess.run([TIDEMILL, "models", "show", "flights", "--json"], cwd=FOLDER, check=True, capture_output=True, text=True)
     package = json.loads(shown.stdout)

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 OBJECTIVES = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}
 
 # XGBoost's names of what it can measure each round, by task; the first of a task is what `watch = "auto"` means.
-# The area under the curve does not care that the positive share drifts from training to validation, which log loss does.
+# The loss keeps probabilities honest also on few validation rows; the area under the curve does not care that the positive
+# share drifts from training to validation, which the loss does.
 MEASURES = {
-    "binary": {"roc_auc": "auc", "log_loss": "logloss", "average_precision": "aucpr"},
+    "binary": {"log_loss": "logloss", "roc_auc": "auc", "average_precision": "aucpr"},
     "multiclass": {"log_loss": "mlogloss", "roc_auc": "auc"},
     "regression": {"rmse": "rmse", "mae": "mae"},
 }
@@ -54,7 +55,8 @@ class XGBoostParams:
     early_stopping: int = field(default=30, metadata={"min": 0, "max": 100_000})
     """Rounds without progress on the validation rows before the fit ends and the best round is kept; 0 runs them all."""
     watch: Literal["auto", "roc_auc", "log_loss", "average_precision", "rmse", "mae"] = "auto"
-    """What early stopping goes by; auto is roc_auc for binary, log_loss for multiclass, rmse for regression."""
+    """What early stopping goes by; auto is log_loss for classes, rmse for regression. roc_auc bears a share of
+    positives that drifts from training to validation."""
     subsample: float = field(default=1.0, metadata={"min": 0.01, "max": 1.0})
     """Share of the rows that each tree sees."""
     colsample: float = field(default=1.0, metadata={"min": 0.01, "max": 1.0})

@@ -29,7 +29,7 @@ def fit(train: Any, valid: Any, *, model: XGBoost | None = None, task: str = "bi
     return model.fit(train, valid, task=task, num_classes=classes, params=settings, seed=1, threads=1, on_round=on_round)
 
 
-@pytest.mark.parametrize(("task", "metric"), [("binary", "auc"), ("multiclass", "mlogloss"), ("regression", "rmse")])
+@pytest.mark.parametrize(("task", "metric"), [("binary", "logloss"), ("multiclass", "mlogloss"), ("regression", "rmse")])
 def test_the_trees_are_those_of_bare_xgboost(task: str, metric: str) -> None:
     train, valid = matrix(0, task=task), matrix(1, task=task)
     fitted = fit(train, valid, task=task, early_stopping=4, subsample=0.8, learning_rate=0.3)
@@ -56,7 +56,14 @@ def test_the_trees_are_those_of_bare_xgboost(task: str, metric: str) -> None:
 
 def test_only_the_rounds_up_to_the_best_are_kept() -> None:
     seen: list[float] = []
-    fitted = fit(matrix(0), matrix(1), early_stopping=3, learning_rate=0.5, on_round=lambda _, m: bool(seen.append(m["valid_roc_auc"])))
+    fitted = fit(
+        matrix(0),
+        matrix(1),
+        watch="roc_auc",
+        early_stopping=3,
+        learning_rate=0.5,
+        on_round=lambda _, m: bool(seen.append(m["valid_roc_auc"])),
+    )
     assert fitted.best_round == int(np.argmax(seen))
     assert len(seen) == fitted.best_round + 4
     assert fitted.booster.num_boosted_rounds() == fitted.best_round + 1
@@ -70,9 +77,9 @@ def test_without_early_stopping_all_rounds_are_kept() -> None:
 
 def test_what_early_stopping_goes_by_can_be_chosen() -> None:
     measured: list[list[str]] = []
-    for watch in ("auto", "log_loss", "average_precision"):
+    for watch in ("auto", "roc_auc", "average_precision"):
         fit(matrix(0), matrix(1), watch=watch, num_rounds=1, on_round=lambda _, m: bool(measured.append(list(m))))
-    assert measured == [["valid_roc_auc", "valid_log_loss"], ["valid_log_loss"], ["valid_average_precision", "valid_log_loss"]]
+    assert measured == [["valid_log_loss"], ["valid_roc_auc", "valid_log_loss"], ["valid_average_precision", "valid_log_loss"]]
     with pytest.raises(ConfigError, match=r"model.watch: must judge a binary task, got 'rmse'"):
         fit(matrix(0), matrix(1), watch="rmse")
 

@@ -172,7 +172,7 @@ def test_a_lock_and_half_a_line_are_taken_away(tmp_path: Path) -> None:
 
 def test_trials_that_lag_are_pruned(finished_stages: Stages, tmp_path: Path) -> None:
     space = {"model.max_depth": {"int": [1, 8]}, "model.min_child_weight": {"log_float": [1, 1000]}}
-    model = {"num_rounds": 60, "learning_rate": 0.2, "early_stopping": 0}
+    model = {"num_rounds": 60, "learning_rate": 0.2, "early_stopping": 0, "watch": "roc_auc"}
     made = project({"trials": 16, "space": space, "sampler": "random"}, model)
     facts, _, trials = tune(finished_stages(), tmp_path, made)
     pruned = [trial for trial in trials if trial["state"] == "pruned"]
@@ -189,7 +189,7 @@ def test_trials_that_lag_are_pruned(finished_stages: Stages, tmp_path: Path) -> 
 def test_slow_learners_are_compared_at_the_same_progress(finished_stages: Stages, tmp_path: Path) -> None:
     """A rate ten times lower is behind at any round and as good at the tenfold round."""
     space = {"model.learning_rate": {"choice": [0.5, 0.05]}}
-    model = {"num_rounds": 120, "learning_rate": 0.5, "early_stopping": 0, "max_depth": 2}
+    model = {"num_rounds": 120, "learning_rate": 0.5, "early_stopping": 0, "max_depth": 2, "watch": "roc_auc"}
     _, _, trials = tune(finished_stages(), tmp_path, project({"trials": 10, "space": space, "sampler": "random"}, model))
     slow = [trial for trial in trials if trial["params"]["model.learning_rate"] == 0.05]
     fast = [trial for trial in trials if trial["params"]["model.learning_rate"] == 0.5]
