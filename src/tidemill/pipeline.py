@@ -193,6 +193,9 @@ def _steps(
     def package_parts() -> dict[str, Any]:
         made_from = {name: stages[name].id for name in ("data", "features", "train")}
         against = champion.identity if champion else None
+        if champion and made_from.items() <= champion.manifest["lineage"].items():
+            # The champion came of these very parts: the package is still held against what that was held against.
+            against = champion.manifest["lineage"]["champion"]
         return {
             **common,
             **made_from,

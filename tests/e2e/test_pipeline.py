@@ -210,5 +210,12 @@ def test_a_broken_promise_is_exit_code_3_and_registers_nothing(project: Any) -> 
     assert project.run()["identity"] == first["identity"]
 
 
+def test_an_unchanged_run_whose_package_became_champion_runs_nothing(project: Any) -> None:
+    project.write(contract='quality = { metric = "roc_auc", max_drop = 0.5 }')
+    assert _ran(project.run()) == STAGES
+    assert _ran(project.run()) == []
+    assert _ran(project.run("--set", "model.num_rounds=6")) == ["train", "package"]
+
+
 def _ran(told: dict[str, Any]) -> list[str]:
     return [name for name, stage in told["stages"].items() if not stage["cached"]]
