@@ -34,7 +34,7 @@ check: .venv/.test ## Format, lint, types and the fast tests. Under two minutes.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow and not long and not e2e"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow and not long" tests/unit tests/contract tests/guards
 
 test-all: .venv/.test ## Runs the long suites too: 30 kills, deep random searches.
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 30 --hypothesis-profile deep

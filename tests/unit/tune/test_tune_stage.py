@@ -128,7 +128,7 @@ def test_another_question_starts_anew(finished_stages: Stages, tmp_path: Path) -
     assert [event.kind for event in told].count("tune.trial") == 2
 
 
-@pytest.mark.parametrize("after", [1, 4, 9])
+@pytest.mark.parametrize("after", [1, pytest.param(4, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_as_uninterrupted(finished_stages: Stages, tmp_path: Path, after: int) -> None:
     stages = finished_stages()
     settings = {"trials": 12, "space": SPACE}
