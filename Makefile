@@ -22,6 +22,7 @@ demo: .venv/.run ## Trains on real flights, packages, serves, asks for a predict
 	@$(BIN)/python $(FLIGHTS)/demo.py
 
 serve: .venv/.run ## Keeps serving the demo's model on port 8000 (PORT=...), until Ctrl-C. Run `make demo` once before.
+	@[ -e $(FLIGHTS)/.tidemill/ledger.db ] || { echo "There is no model to serve yet: run 'make demo' first" >&2; exit 1; }
 	@cd $(FLIGHTS) && $(CURDIR)/$(BIN)/tidemill serve flights --port $(PORT)
 
 loop-demo: .venv/.run ## Drift, retraining, a refused challenger, a promotion, a rollback: the circle in two minutes.
