@@ -266,8 +266,7 @@ def _models_history(options: argparse.Namespace) -> int:
 def _models_promote(options: argparse.Namespace) -> int:
     from tidemill.rollout.promote import promote
 
-    expected: Any = "any" if options.expected is None else (None if options.expected == "none" else int(options.expected))
-    entry = promote(_ledger(options), options.name, options.version, alias=options.alias, expected=expected, why=options.why)
+    entry = promote(_ledger(options), options.name, options.version, alias=options.alias, expected=options.expected, why=options.why)
     return _say(options, entry.__dict__, lambda: print(entry))
 
 
@@ -475,7 +474,7 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("name")
     promote.add_argument("version", type=int)
     promote.add_argument("--alias", default="champion")
-    promote.add_argument("--expected", help="version that the alias must be at now, or none; else Conflict")
+    promote.add_argument("--expected", type=_expected, default="any", help="version that the alias must be at now, or none; else Conflict")
     promote.add_argument("--why", default="", help="reason, for the ledger")
     rollback = add(
         inner, "rollback", _models_rollback, "Point an alias at its version before.", "tidemill models rollback flights --why 'complaints'"
@@ -528,6 +527,13 @@ _UNBUILT = {
     "plan": "tidemill run --sample 0.01 --profile shows time and memory",
     "ui": "each run leaves runs/<name>/<run>/report.html",
 }
+
+
+def _expected(text: str) -> Any:
+    """A version's number, None for "none", "any" as it is."""
+    if text not in ("any", "none") and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a version, none or any, got {text!r}")
+    return {"any": "any", "none": None}.get(text) if not text.isdigit() else int(text)
 
 
 def _project(options: argparse.Namespace) -> Project:

@@ -70,6 +70,7 @@ def test_without_a_command_the_help_is_shown(arguments: list[str], capsys: pytes
         (["run", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["predict", "flights"], "the following arguments are required: input, output"),
         (["models", "promote", "flights", "two"], "argument version: invalid int value: 'two'"),
+        (["models", "promote", "flights", "2", "--expected", "one"], "argument --expected: must be a version, none or any, got 'one'"),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])
@@ -155,6 +156,13 @@ def test_home_is_the_nearest_above(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path / "a" / "b")
     assert cli._home(argparse.Namespace(home=None)) == tmp_path / ".tidemill"
     assert cli._home(argparse.Namespace(home="elsewhere")) == Path("elsewhere")
+
+
+@pytest.mark.parametrize("arguments", [["models", "list"], ["models", "history"], ["predict", "flights", "in.parquet", "out.parquet"]])
+def test_looking_leaves_nothing_behind(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == (2 if arguments[0] == "predict" else 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_program(tmp_path: Path) -> None:

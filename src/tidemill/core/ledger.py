@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tidemill.core.artifact import PARTIAL, hash_json, replace_folder, sweep, sync
-from tidemill.core.errors import ConfigError, Conflict, DataError, NotFound, Unavailable
+from tidemill.core.errors import ConfigError, Conflict, DataError, NotFound, TidemillError, Unavailable
 from tidemill.core.events import now
 from tidemill.core.load import need
 from tidemill.core.package import MANIFEST, Package
@@ -193,12 +193,12 @@ class Ledger:
             return self._append(db, kind, name, version=version, why=why, evidence=dict(evidence or {}))
 
     def names(self) -> list[str]:
-        with self._transaction() as db:
+        with self._transaction(write=False) as db:
             return [row[0] for row in db.all("SELECT DISTINCT name FROM events WHERE kind = 'registered' ORDER BY name")]
 
     def versions(self, name: str) -> list[Version]:
         """The versions of `name`, oldest first; empty where it is unknown."""
-        with self._transaction() as db:
+        with self._transaction(write=False) as db:
             return list(self._fold(db, name).values())
 
     def version(self, name: str, number: int) -> Version:
@@ -209,7 +209,7 @@ class Ledger:
 
     def alias(self, name: str, alias: str = CHAMPION) -> int | None:
         """The version that `alias` of `name` points at."""
-        with self._transaction() as db:
+        with self._transaction(write=False) as db:
             return self._alias(db, name, alias)
 
     def resolve(self, ref: str) -> Version:
@@ -234,7 +234,7 @@ class Ledger:
 
     def history(self, name: str | None = None) -> list[Entry]:
         """Every event, oldest first."""
-        with self._transaction() as db:
+        with self._transaction(write=False) as db:
             return self._entries(db, name)
 
     def serving_at(self, name: str, at: str, *, alias: str = CHAMPION) -> int | None:
@@ -321,9 +321,9 @@ class Ledger:
         }
 
     @contextmanager
-    def _transaction(self) -> Iterator[_Connection]:
-        """One serialised transaction: committed when the block ends well, else undone."""
-        db = _Postgres(self.url) if self._postgres else _Sqlite(self.url)
+    def _transaction(self, *, write: bool = True) -> Iterator[_Connection]:
+        """One serialised transaction: committed when the block ends well, else undone. Reading makes and changes no file."""
+        db = _Postgres(self.url) if self._postgres else _Sqlite(self.url, write=write)
         try:
             yield db
             db.commit()
@@ -357,33 +357,46 @@ class _Connection:
 
 
 class _Sqlite(_Connection):
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, write: bool) -> None:
         self._path = path
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            if write:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                self._db = self._connected(path)
+            else:
+                self._db = self._connected(f"{Path(path).absolute().as_uri()}?mode=ro" if Path(path).exists() else ":memory:")
         except (sqlite3.OperationalError, OSError) as error:
             raise Unavailable(f"ledger {path} cannot be opened: {error}") from error
         try:
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute(_TABLE)
-        except sqlite3.OperationalError as error:
+            self._begin(write)
+        except TidemillError:
             self._db.close()
-            raise Unavailable(
-                f"ledger {path}: {error}", hint="another process holds it; try again, or find and end that process"
-            ) from error
-        except sqlite3.DatabaseError as error:
+            raise
+
+    def _connected(self, path: str) -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=path.startswith("file:"))
+
+    def _begin(self, write: bool) -> None:
+        if write:
+            self.run("PRAGMA synchronous = FULL")
+            self.run("BEGIN IMMEDIATE")
+            self.run(_TABLE)
+            return
+        self.run("BEGIN")
+        if not self.all("SELECT 1 FROM sqlite_master WHERE name = 'events'"):  # nothing was ever written
             self._db.close()
-            raise DataError(f"ledger {path} must be an SQLite database: {error}", hint="restore it from a backup") from error
+            self._db = self._connected(":memory:")
+            self.run("BEGIN")
+            self.run(_TABLE)
 
     def run(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
         try:
             return self._db.execute(sql, values)
         except sqlite3.OperationalError as error:
-            raise Unavailable(
-                f"ledger {self._path}: {error}", hint="nothing was changed; make room or mend its rights, then try again"
-            ) from error
+            hints = ("another process holds it; try again, or find and end that process", "make room or mend its rights, then try again")
+            raise Unavailable(f"ledger {self._path}: {error}", hint=hints["locked" not in str(error)]) from error
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"ledger {self._path} must be an SQLite database: {error}", hint="restore it from a backup") from error
 
     def commit(self) -> None:
         self.run("COMMIT")
