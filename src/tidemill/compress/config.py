@@ -13,8 +13,12 @@ from tidemill.core.errors import Unsupported
 class CompressConfig:
     """Quantisation, pruning and distillation inside the contract."""
 
-    unbuilt: ClassVar[dict[str, str]] = dict.fromkeys(("goal", "techniques", "budget_s"), "a smaller model.max_depth or fewer rounds shrinks a package")
+    unbuilt: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("goal", "techniques", "budget_s"), "a smaller model.max_depth or fewer rounds shrinks a package"
+    )
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], path: str, where: str) -> CompressConfig:
-        raise Unsupported(f"{path}: compression is not built in this version ({where})", hint="remove the section; contract.size still holds")
+        raise Unsupported(
+            f"{path}: compression is not built in this version ({where})", hint="remove the section; contract.size still holds"
+        )
