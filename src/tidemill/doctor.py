@@ -63,7 +63,10 @@ def _machine(home: Path) -> list[Finding]:
             what="disk", state="ok" if free > 2 else "warning", detail=f"{free:.0f} GB free", hint="" if free > 2 else "free some space"
         ),
         Finding(
-            what="home", state="ok" if writable else "missing", detail=str(home), hint="" if writable else "must be a writable folder; use --home"
+            what="home",
+            state="ok" if writable else "missing",
+            detail=str(home),
+            hint="" if writable else "must be a writable folder; use --home",
         ),
     ]
 
