@@ -9,6 +9,7 @@ import argparse
 import atexit
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -138,10 +139,12 @@ def _mirrors(project: Project) -> list[Any]:
 
 
 def _package(options: argparse.Namespace) -> int:
+    from tidemill.core.project import check_name
     from tidemill.packaging.imports import package_model
 
     ledger = _ledger(options)
-    name = options.name or Path(options.source).stem.lower().replace(" ", "-").replace(".", "-")
+    name = options.name or re.sub(r"[^a-z0-9_-]+", "-", Path(options.source).stem.lower()).strip("-") or "model"
+    check_name(name)
     out = Path(options.out) if options.out else ledger.packages.parent / "imports" / name
     package = package_model(
         Path(options.source),

@@ -165,6 +165,16 @@ def test_looking_leaves_nothing_behind(arguments: list[str], tmp_path: Path, mon
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("arguments", [["package", "m.onnx", "--data", "rows.parquet"], ["init", "rows.parquet", "--target", "late"]])
+def test_a_name_that_cannot_be_one(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*arguments, "--name", "../Bad Name"]) == 2
+    assert "name: must be lower-case letters, digits, - and _, got '../Bad Name'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_program(tmp_path: Path) -> None:
     assert _program(tmp_path, "--version").stdout == f"tidemill {__version__}\n"
     nothing = _program(tmp_path)

@@ -26,6 +26,7 @@ from tidemill.core.errors import ConfigError, Conflict, DataError, NotFound, Tid
 from tidemill.core.events import now
 from tidemill.core.load import need
 from tidemill.core.package import MANIFEST, Package
+from tidemill.core.project import check_name
 
 CHAMPION = "champion"
 BUSY_TIMEOUT_S = 5.0
@@ -107,8 +108,10 @@ class Ledger:
         where it is damaged.
 
         Raises:
-            Conflict: If another process registers the same name at this moment.
+            ConfigError: If the package's name cannot be that of a folder.
+            Unavailable: If another process holds the ledger.
         """
+        check_name(package.name)
         with self._folder(package.name) as folder:
             partial = folder / f"{PARTIAL}{uuid.uuid4().hex[:8]}"
             try:

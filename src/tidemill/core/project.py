@@ -8,6 +8,7 @@ and a `check()` method for rules across fields, which raises ConfigError.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import types
 import typing
@@ -61,8 +62,7 @@ class Project:
     """Folder that relative paths and `prepare` modules are resolved against."""
 
     def __post_init__(self) -> None:
-        if not self.name or not all(c.islower() or c.isdigit() or c in "-_" for c in self.name) or not self.name.isascii():
-            raise ConfigError(f"name: must be lower-case letters, digits, - and _, got {self.name!r}")
+        check_name(self.name)
         if self.task in ("forecast", "retrieval"):
             raise Unsupported(f"task: {self.task!r} is not built in this version", hint="binary, multiclass and regression are")
         for section in _SECTIONS:
@@ -167,6 +167,16 @@ def build(struct: type, tree: Any, *, path: str, where: str = "project") -> Any:
     if hasattr(made, "check"):
         made.check()
     return made
+
+
+def check_name(name: str) -> None:
+    """Check the name of a project or package, which is that of folders, addresses and metrics too.
+
+    Raises:
+        ConfigError: If it is more than lower-case letters, digits, - and _.
+    """
+    if not re.fullmatch(r"[a-z0-9_-]+", name):
+        raise ConfigError(f"name: must be lower-case letters, digits, - and _, got {name!r}")
 
 
 def to_plain(value: Any) -> Any:

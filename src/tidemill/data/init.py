@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from tidemill.core.engine import EngineConfig, Source, open_engine
 from tidemill.core.errors import Conflict, DataError, NotFound
+from tidemill.core.project import check_name
 from tidemill.core.schema import Column, Schema
 from tidemill.data.target import TargetFacts, told
 
@@ -29,10 +30,13 @@ def write_project(data: Path, *, target: str, name: str | None = None, out: Path
         force: Replace an older file.
 
     Raises:
+        ConfigError: If `name` is none for a project.
         Conflict: If `out` exists and `force` is not said.
         DataError: If the data cannot be read or the target cannot be predicted.
         NotFound: If the target is no column.
     """
+    if name is not None:
+        check_name(name)
     if out.exists() and not force:
         raise Conflict(f"{out} must not exist yet", hint="--force replaces it")
     with open_engine(EngineConfig()) as engine:

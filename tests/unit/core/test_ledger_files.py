@@ -9,7 +9,7 @@ import pytest
 
 from tidemill.core import ledger as module
 from tidemill.core.artifact import PARTIAL
-from tidemill.core.errors import DataError, NotFound, Unavailable
+from tidemill.core.errors import ConfigError, DataError, NotFound, Unavailable
 from tidemill.core.ledger import Ledger
 from tidemill.core.package import Package
 from tidemill.testing.packages import tiny_package
@@ -93,3 +93,11 @@ def test_only_the_packages_own_files_are_copied_and_leftovers_go(tmp_path: Path,
     copied = {path.relative_to(version.path).as_posix() for path in version.path.rglob("*") if path.is_file()}
     assert copied == {"tidemill.json", *package.manifest["files"]}
     assert [path.name for path in version.path.parent.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "Bad Name", "", "a/b", "文字", "a\n"])
+def test_a_name_that_is_no_folders(name: str, tmp_path: Path) -> None:
+    package = tiny_package(tmp_path / "made", name=name)
+    with pytest.raises(ConfigError, match="name: must be lower-case letters"):
+        Ledger(tmp_path / "home" / "ledger.db").register(package)
+    assert not (tmp_path / "home").exists()

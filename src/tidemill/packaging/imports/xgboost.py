@@ -38,7 +38,8 @@ def read(path: Path, given: Given) -> Imported:
     try:
         booster = xgb.Booster(model_file=str(path))
     except (xgb.core.XGBoostError, ValueError, OSError) as error:
-        raise DataError(f"{path} must be an XGBoost model: {str(error).splitlines()[-1]}") from error
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise DataError(f"{path} must be an XGBoost model: {said[0] if said else type(error).__name__}") from error
     return from_booster(booster, given)
 
 
