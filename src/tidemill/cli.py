@@ -449,7 +449,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("input", help="Parquet or CSV: file, glob or Hive folder")
     predict.add_argument("output", help="file that ends in .parquet, or folder")
     predict.add_argument("--keep", help="input columns to copy, comma-separated (default: the package's keys)")
-    predict.add_argument("--batch-rows", type=int, default=16_384, help="rows through the graph at once")
+    predict.add_argument("--batch-rows", type=int, default=16_384, help="rows read at once, in whole blocks of 4,096")
     predict.add_argument("--memory", default="2GiB", help="memory budget")
     predict.add_argument("--threads", type=int, default=0, help="threads; 0 takes every core")
 

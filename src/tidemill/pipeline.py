@@ -114,7 +114,8 @@ def run(
     with disk_errors(home), lock(home / "lock"):
         made.folder.mkdir(parents=True)
         store.mkdir(parents=True, exist_ok=True)
-        sweep(store)
+        for folder in (home, store, *made.folder.parent.iterdir()):
+            sweep(folder)
         events = events or Events()
         events.listen(to_file(made.folder / "events.jsonl"))
         ledger = ledger or Ledger(home / "ledger.db")
