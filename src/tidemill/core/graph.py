@@ -53,6 +53,7 @@ _AS_THEY_STAND: dict[str, set[type]] = {
 }
 _NULLS = {"float32": float("nan"), "float64": float("nan"), "string": NULL_STRING, "timestamp": NULL_TIMESTAMP}
 _INT64 = range(-(2**63), 2**63)
+_NO_NULLS = "the data that the model was made from has no nulls there, so what it would answer was never measured"
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -84,6 +85,8 @@ class RowSignature:
                 raise self._missing(name, _first_without(records, name)) from None
             except TypeError:
                 raise DataError("every record must be an object of fields") from None
+            if not column.nullable and None in values:
+                raise _null(column, values.index(None))
             convert(column, values, inputs)
         return inputs
 
@@ -101,6 +104,8 @@ class RowSignature:
                 return self.from_records((record,))
             if not _convert_together(kind, columns, values, inputs):
                 for column, value in zip(columns, values, strict=True):
+                    if value is None and not column.nullable:
+                        raise _null(column, 0)
                     _RECORD_CONVERTERS[kind](column, [value], inputs)
         return inputs
 
@@ -153,7 +158,10 @@ class RowSignature:
         array = batch.column(index)
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
-        return narrow(array, column)
+        array = narrow(array, column)
+        if array.null_count and not column.nullable:
+            raise DataError(f"column {column.name!r} must not be null, is in {array.null_count} rows", field=column.name, hint=_NO_NULLS)
+        return array
 
     def _missing(self, name: str, given: Any) -> DataError:
         close = nearest(name, [str(key) for key in given])
@@ -320,8 +328,6 @@ def _numbers_to_numpy(column: Column, array: pa.Array, inputs: Arrays) -> None:
             (values.fill_null(NULL_TIMESTAMP) if array.null_count else values).to_numpy(zero_copy_only=False).reshape(-1, 1)
         )
     else:
-        if array.null_count and not column.nullable:
-            raise DataError(f"column {column.name!r} must not be null, is in {array.null_count} rows", field=column.name)
         values = array.fill_null(0) if array.null_count else array
         inputs[column.name] = values.to_numpy(zero_copy_only=False).reshape(-1, 1)
         if column.nullable:
@@ -481,14 +487,17 @@ def _wrong(column: Column, row: int, value: Any, expected: str) -> DataError:
 def _convert_together(kind: str, columns: list[Column], values: list[Any], inputs: Arrays) -> bool:
     """Add one row of columns of a type, where every value is of a type that needs no care; whether that was so."""
     if None in values and kind in _NULLS:
+        if not all(column.nullable for column, value in zip(columns, values, strict=True) if value is None):
+            return False
         values = [_NULLS[kind] if value is None else value for value in values]
     if not _AS_THEY_STAND[kind].issuperset(map(type, values)):
         return False
     if kind == "string" and ("\0" in (joined := "".join(values)) or max(map(len, values)) > MAX_FIXED_WIDTH or not _is_unicode(joined)):
         return False
     try:
-        together = np.array(values, None if kind == "string" else NUMPY_TYPES[kind])
-    except OverflowError:
+        with np.errstate(over="raise"):
+            together = np.array(values, None if kind == "string" else NUMPY_TYPES[kind])
+    except (OverflowError, FloatingPointError):
         return False
     for column, value in zip(columns, together.reshape(-1, 1, 1), strict=True):
         inputs[column.name] = value
@@ -505,6 +514,10 @@ def _is_unicode(text: str) -> bool:
         return False
 
 
+def _null(column: Column, row: int) -> DataError:
+    return DataError(f"field {column.name!r} must not be null, is in row {row}", field=column.name, hint=_NO_NULLS)
+
+
 def _records_to_float(column: Column, values: list[Any], inputs: Arrays) -> None:
     kind = NUMPY_TYPES[column.type]
     made = np.empty((len(values), 1), kind)
@@ -514,9 +527,10 @@ def _records_to_float(column: Column, values: list[Any], inputs: Arrays) -> None
         elif type(value) is not float and type(value) is not int:
             raise _wrong(column, row, value, "a number or null")
         try:
-            made[row, 0] = value
-        except OverflowError:
-            raise _wrong(column, row, value, "a number within float64") from None
+            with np.errstate(over="raise"):
+                made[row, 0] = value
+        except (OverflowError, FloatingPointError):
+            raise _wrong(column, row, value, f"a number within {column.type}") from None
     inputs[column.name] = made
 
 
@@ -525,8 +539,6 @@ def _records_to_int(column: Column, values: list[Any], inputs: Arrays) -> None:
     valid = np.ones((len(values), 1), bool)
     for row, value in enumerate(values):
         if value is None:
-            if not column.nullable:
-                raise _wrong(column, row, value, "a whole number")
             valid[row, 0] = False
             continue
         if type(value) is float and value.is_integer():
