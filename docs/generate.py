@@ -104,7 +104,7 @@ def section_part(section: str, struct: type) -> Iterator[str]:
     else:
         yield keys_table(struct)
     for name, inner in inner_structs(struct):
-        yield f"### {section}.{name}"
+        yield f"### `{section}.{name}`"
         yield prose(inner)
         yield keys_table(inner)
     if unbuilt and dataclasses.fields(struct):
@@ -442,7 +442,7 @@ def http() -> str:
         "## Addresses",
         table(["method", "address", "what it does"], [[method, f"`{label}`", summaries[label]] for label, method in labels]),
         "## Answers",
-        prose(answers.AnswerForm),
+        paragraphs(answers.AnswerForm)[1],
         "Example, for a model with two classes:",
         '```json\n{"prediction": true, "probability": 0.71, "model": "flights", "version": "1"}\n```',
         ("`/predict_batch` takes `{\"records\": [...]}` and answers `{\"predictions\": [...], \"model\": ..., \"version\": ...}`; text packages take"
@@ -618,7 +618,9 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def cell(text: str) -> str:
-    return re.sub(r"(?<!\\)\|", r"\\|", one_line(text))
+    """Text for a cell: bars escaped, and what would be read as HTML outside of code."""
+    parts = re.split(r"(`[^`]*`)", re.sub(r"(?<!\\)\|", r"\\|", one_line(text)))
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
 
 
 def prose(thing: Any) -> str:
