@@ -83,14 +83,14 @@ def program() -> NoReturn:
 
 def _run(options: argparse.Namespace) -> int:
     from tidemill import pipeline
-    from tidemill.core.ledger import CHAMPION
+    from tidemill.core.ledger import CHAMPION, Ledger
     from tidemill.ui.report import collect, write_report
 
     project = _project(options)
     if options.dry_run:
         return _say(options, project.to_json(), lambda: print(f"{project.name}: the project file is valid"))
     events = _events(options)
-    home = Path(options.home) if options.home else None
+    home = Path(options.home) if options.home else project.folder / pipeline.HOME
     made = pipeline.run(
         project,
         home=home,
@@ -99,6 +99,7 @@ def _run(options: argparse.Namespace) -> int:
         sample=options.sample,
         profile=options.profile,
         events=events,
+        ledger=Ledger(options.ledger, packages=home / "packages") if options.ledger else None,
     )
     report = made.folder / "report.html"
     write_report(collect(made.stages, run=made.to_json()), report)
@@ -386,6 +387,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="print the result as JSON, nothing else")
     common.add_argument("--quiet", action="store_true", help="no progress")
     common.add_argument("--home", help="folder of artifacts, packages and the ledger (default: the nearest .tidemill)")
+    common.add_argument("--ledger", metavar="URL", help="ledger of a team, postgresql://... (default: ledger.db in the home)")
 
     parser = _Parser(
         prog="tidemill",
@@ -567,7 +569,8 @@ def _home(options: argparse.Namespace) -> Path:
 def _ledger(options: argparse.Namespace) -> Ledger:
     from tidemill.core.ledger import Ledger
 
-    return Ledger(_home(options) / "ledger.db")
+    home = _home(options)
+    return Ledger(options.ledger or home / "ledger.db", packages=home / "packages")
 
 
 def _resolve(options: argparse.Namespace, ref: str) -> Package:

@@ -219,3 +219,13 @@ def test_an_unchanged_run_whose_package_became_champion_runs_nothing(project: An
 
 def _ran(told: dict[str, Any]) -> list[str]:
     return [name for name, stage in told["stages"].items() if not stage["cached"]]
+
+
+@pytest.mark.server
+def test_a_team_keeps_its_ledger_in_postgresql(make_project: Callable[..., Any], postgresql: str) -> None:
+    project = make_project()
+    told = project.run("--ledger", postgresql)
+    assert (told["version"], told["champion"]) == (1, True)
+    listed = project.call("models", "list", "--ledger", postgresql, "--json").fine().json
+    assert [(version["version"], version["aliases"]) for version in listed] == [(1, ["champion"])]
+    assert not (project.home / "ledger.db").exists()
