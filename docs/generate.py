@@ -233,7 +233,7 @@ def command_line() -> str:
     return "\n\n".join(parts)
 
 
-COMMON = ("json", "quiet", "home")
+COMMON = ("json", "quiet", "home", "ledger")
 
 
 def command_part(name: str, command: argparse.ArgumentParser, level: str = "##") -> Iterator[str]:
