@@ -34,7 +34,7 @@ def main(data: Path, out: Path, trials: int) -> None:
 
     def objective(trial: optuna.Trial) -> float:
         parameters = {
-            "max_depth": trial.suggest_int("max_depth", 3, 9),
+            "max_depth": trial.suggest_int("max_depth", 3, 6),
             "eta": trial.suggest_float("learning_rate", 0.03, 0.3, log=True),
             "min_child_weight": trial.suggest_float("min_child_weight", 1, 50, log=True),
             "subsample": trial.suggest_float("subsample", 0.6, 1.0),
@@ -85,8 +85,8 @@ def load(data: Path) -> pd.DataFrame:
 def split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The newest tenth of time to test, the tenth before to validation; an hour is never cut in two."""
     rows = rows.sort_values(KEY, kind="stable", ignore_index=True)
-    first_valid, first_test = (rows["time_hour"].iloc[round(len(rows) * share)] for share in (0.8, 0.9))
-    before, after = rows["time_hour"] < first_valid, rows["time_hour"] >= first_test
+    last_train, last_valid = (rows["time_hour"].iloc[round(len(rows) * share)] for share in (0.8, 0.9))
+    before, after = rows["time_hour"] <= last_train, rows["time_hour"] > last_valid
     return rows[before], rows[~before & ~after], rows[after]
 
 
