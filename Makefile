@@ -18,14 +18,14 @@ help: ## Shows this list.
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: .venv/.run ## Trains on real flights, packages, serves, asks for a prediction, shows the report. A few minutes.
+demo: .venv/.run ## Trains on real flights, packages, serves, asks for a prediction, shows the report. Two minutes.
 	@$(BIN)/python $(FLIGHTS)/demo.py
 
 serve: .venv/.run ## Keeps serving the demo's model on port 8000 (PORT=...), until Ctrl-C. Run `make demo` once before.
 	@[ -e $(FLIGHTS)/.tidemill/ledger.db ] || { echo "There is no model to serve yet: run 'make demo' first" >&2; exit 1; }
 	@cd $(FLIGHTS) && $(CURDIR)/$(BIN)/tidemill serve flights --port $(PORT)
 
-loop-demo: .venv/.run ## Drift, retraining, a refused challenger, a promotion, a rollback: the circle in two minutes.
+loop-demo: .venv/.run ## Drift, retraining, a refused challenger, a promotion, a rollback: the circle in a minute.
 	@$(BIN)/python $(FLIGHTS)/loop.py
 
 test: .venv/.test ## Runs the tests. Under 20 minutes on two cores.
