@@ -273,7 +273,8 @@ def _measured_interval(promise: Mapping[str, Any], report: Report) -> str:
         low, high = (report.find("package/evidence/quality.json", key) for key in ("gain_low", "gain_high"))
         return interval(low, high) if low is not None else ""
     if measure == "drop.bound":
-        return f"estimate {score(report.find('package/evidence/drop.json', 'estimate'))}"
+        estimate = report.find("package/evidence/drop.json", "estimate")
+        return f"estimate {score(estimate)}" if estimate is not None else ""
     return ""
 
 
@@ -285,6 +286,8 @@ def _kept(verdict: Verdict) -> Html:
 
 def _evidence(promise: Mapping[str, Any], report: Report) -> Html:
     file = str(promise.get("measure", "")).partition(".")[0]
+    if file == "drop" and "package/evidence/drop.json" not in report.files:
+        return tag("span", "there was no champion to compare with")
     found = report.files.get(f"package/evidence/{file}.json", {})
     hardware = dig(found, "hardware", default={})
     where = dig(hardware, "fingerprint") or dig(hardware, "cpu")
