@@ -64,7 +64,10 @@ class ModelConfig:
 
     def model(self) -> Model:
         """A fresh model of this kind."""
-        made: Model = load("model", self.kind)()
+        try:
+            made: Model = load("model", self.kind)()
+        except TypeError as error:
+            raise ConfigError(f"model.kind: {self.kind!r} must give a model when called without arguments: {error}") from error
         if not all(hasattr(made, name) for name in ("Params", "space", "fit", "load", "pace")):
             raise ConfigError(
                 f"model.kind: {self.kind!r} must give a model with Params, space, fit, load and pace, gives {type(made).__name__}"

@@ -76,3 +76,9 @@ def test_a_kind_may_be_a_function_that_gives_a_model(tmp_path: Path, monkeypatch
 def test_a_kind_that_gives_no_model_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.kind.*must give a model"):
         read(kind="collections:OrderedDict").model()
+
+
+def test_a_kind_that_cannot_be_called_is_refused() -> None:
+    config = build(ModelConfig, {"kind": "json:dumps"}, path="model")
+    with pytest.raises(ConfigError, match="'json:dumps' must give a model when called without arguments"):
+        config.model()
