@@ -65,7 +65,14 @@ def main(repeats: int, rounds: int, threads: int) -> None:
 def bare(data: dict[str, tuple[np.ndarray, np.ndarray]], rounds: int, threads: int) -> np.ndarray:
     train = xgb.QuantileDMatrix(*data["train"], nthread=threads)
     valid = xgb.QuantileDMatrix(*data["valid"], ref=train, nthread=threads)
-    settings = {"objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist", "nthread": threads, "max_depth": 6, "eta": 0.1}
+    settings = {
+        "objective": "binary:logistic",
+        "eval_metric": "logloss",
+        "tree_method": "hist",
+        "nthread": threads,
+        "max_depth": 6,
+        "eta": 0.1,
+    }
     booster = xgb.train(settings, train, rounds, evals=[(valid, "valid")], early_stopping_rounds=rounds, verbose_eval=False)
     return np.asarray(booster.inplace_predict(data["valid"][0], iteration_range=(0, booster.best_iteration + 1)), np.float64)
 
