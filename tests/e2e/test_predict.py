@@ -84,7 +84,7 @@ def _killed(seed: int, package: Package, rows: Path, expected: pa.Table, folder:
     committed = 0
     for _ in range(rng.randint(1, 2)):
         process = _start(package, rows, output)
-        until = rng.randint(committed, PARTS)
+        until = rng.randint(min(committed, PARTS), PARTS)
         while process.poll() is None and _parts(progress) < until:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.02))
