@@ -27,7 +27,7 @@ from tidemill.core.errors import ConfigError, ContractViolation, DataError, NotF
 from tidemill.core.events import Events, now, to_file
 from tidemill.core.ledger import CHAMPION, Ledger, Version
 from tidemill.core.package import Package
-from tidemill.core.project import Project, fingerprint
+from tidemill.core.project import Project, fingerprint, to_plain
 
 STAGES = ("data", "features", "tune", "train", "package")
 HOME = ".tidemill"
@@ -249,7 +249,7 @@ def _stage(
     inputs = {part: value for part, value in parts.items() if part in STAGES and isinstance(value, str)}
     facts: dict[str, Any] = {}
     start = time.perf_counter()
-    with _watched(profile) as seen, writing(folder, stage=name, fingerprint=key, inputs=inputs, config=_plain(parts), facts=facts) as out:
+    with _watched(profile) as seen, writing(folder, stage=name, fingerprint=key, inputs=inputs, config=to_plain(parts), facts=facts) as out:
         facts.update(fill(out))
     seconds = round(time.perf_counter() - start, 3)
     if name == "tune":
@@ -358,9 +358,3 @@ def _version(library: str) -> str | None:
         return version(library)
     except PackageNotFoundError:
         return None
-
-
-def _plain(parts: Mapping[str, Any]) -> Any:
-    from tidemill.core.project import to_plain
-
-    return to_plain(parts)

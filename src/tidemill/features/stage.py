@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tidemill.core.artifact import Artifact, write_json
-from tidemill.core.engine import Source
+from tidemill.core.engine import Source, open_engine
 from tidemill.core.errors import ConfigError, DataError
 from tidemill.core.events import Events
-from tidemill.core.load import load
 from tidemill.core.schema import VALID_SUFFIX, Schema
 from tidemill.features.config import FeaturesConfig
 from tidemill.features.fitting import fit
@@ -40,8 +39,6 @@ def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[
             raise ConfigError(f"features.{name}: must be no input, is {roles[name]}", hint="remove it from [features]")
     columns = Schema.from_json(description["columns"]).drop(name for name in roles if name is not None)
     config = FeaturesConfig(drop=tuple(name for name in config.drop if name not in roles), columns=config.columns)
-    engine = load("engine", project.engine.data)(project.engine)
-    rows = engine.scan(Source(path=str(data.path / "train"), format="parquet"), columns.names)
     for name in (*RESERVED, *(name + VALID_SUFFIX for name in columns.names)):
         if name in columns and name not in config.drop:
             raise DataError(
@@ -49,7 +46,9 @@ def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[
                 field=name,
                 hint="rename it in prepare",
             )
-    made, graph = _made(fit(columns, config, lambda aggregate: engine.reduce(rows, aggregate)))
+    with open_engine(project.engine, scratch=out) as engine:
+        rows = engine.scan(Source(path=str(data.path / "train"), format="parquet"), columns.names)
+        made, graph = _made(fit(columns, config, lambda aggregate: engine.reduce(rows, aggregate)))
     for name, reason in made["dropped"].items():
         if name not in config.drop:
             events.warn("features.dropped", f"column {name!r} is kept out: {reason}", column=name, reason=reason)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tidemill.core.engine import Source
+from tidemill.core.engine import EngineConfig, Source, open_engine
 from tidemill.core.errors import DataError, NotFound
 from tidemill.core.events import Events
 from tidemill.core.graph import narrow
-from tidemill.core.load import load, need
+from tidemill.core.load import need
 from tidemill.core.schema import Column, Schema, column_type
 from tidemill.packaging.merge import is_label
 from tidemill.packaging.parity import Native
@@ -117,9 +117,9 @@ def read_sample(data: Any) -> pa.Table:
     import pyarrow as pa
 
     if isinstance(data, (str, Path)):
-        engine = load("engine", "local")()
-        rows = engine.scan(Source(path=str(data)), None)
-        table = pa.Table.from_batches(list(rows.batches()), schema=rows.schema)
+        with open_engine(EngineConfig()) as engine:
+            rows = engine.scan(Source(path=str(data)), None)
+            table = pa.Table.from_batches(list(rows.batches()), schema=rows.schema)
     elif isinstance(data, pa.Table):
         table = data
     else:
