@@ -11,7 +11,7 @@ metric could take (none at all, NaN, a class out of range, a probability of 3) a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -147,9 +147,47 @@ def interval(
     Raises:
         DataError, NotFound, ConfigError: As `evaluate`.
     """
-    (point,), (values,) = _bootstrap(metric, y, [p], seed=seed, resamples=resamples, weight=weight, task=task)
-    low, high = _quantiles(values, ((1 - level) / 2, (1 + level) / 2))
-    return Interval(low=low, high=high, point=point)
+    found = intervals({metric: resamples}, y, p, seed=seed, level=level, weight=weight, task=task)
+    return found[metric]
+
+
+def intervals(
+    resamples: Mapping[str, int],
+    y: Array,
+    p: Array,
+    *,
+    seed: int,
+    level: float = 0.95,
+    weight: Array | None = None,
+    task: Task | None = None,
+) -> dict[str, Interval]:
+    """`interval` of several metrics, each as if it were alone: they share the draws of the rows, which is most of the work.
+
+    Args:
+        resamples: How many times the rows are drawn for each metric, by name; one with fewer looks at the first of them.
+
+    Raises:
+        DataError, NotFound, ConfigError: As `evaluate`.
+    """
+    chosen = {name: metric_of(name, task) for name in resamples}
+    if not all(number >= 1 for number in resamples.values()):
+        raise ConfigError(f"resamples must be at least 1, got {min(resamples.values())}")
+    scorers, weight_N = {}, np.empty(0)
+    for name, metric in chosen.items():
+        checked_y, checked_p, weight_N = checked(task or _task_of(metric, p), y, p, weight)
+        scorers[name] = metric.prepare(checked_y, checked_p)
+    values: dict[str, list[Floats]] = {name: [] for name in chosen}
+    drawn = 0
+    for block_RN in _resampled(weight_N, seed=seed, resamples=max(resamples.values(), default=0)):
+        for name, wanted in resamples.items():
+            if wanted > drawn:
+                values[name].append(scorers[name](block_RN[: wanted - drawn]))
+        drawn += len(block_RN)
+    made = {}
+    for name, scorer in scorers.items():
+        low, high = _quantiles(np.concatenate(values[name]), ((1 - level) / 2, (1 + level) / 2))
+        made[name] = Interval(low=low, high=high, point=float(scorer(weight_N[None, :])[0]))
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)

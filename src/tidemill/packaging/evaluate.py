@@ -13,7 +13,7 @@ from tidemill.core import curves
 from tidemill.core.errors import ContractViolation, TidemillError
 from tidemill.core.events import now
 from tidemill.core.graph import Arrays
-from tidemill.core.metrics import default_metric, evaluate, interval, metric_of, metrics_of, paired_difference
+from tidemill.core.metrics import default_metric, evaluate, intervals, metric_of, metrics_of, paired_difference
 from tidemill.core.package import Package, Predictor
 from tidemill.packaging.rows import Rows, Target, every, places
 
@@ -84,12 +84,10 @@ def quality(
     """
     metric = metric or default_metric(task)
     better = 1.0 if metric_of(metric, task).greater_is_better else -1.0
-    measured = {}
-    for name in metrics_of(task):
-        # The one that decides gets the finest interval.
-        draws = min(RESAMPLES if name == metric else RESAMPLES // 4, max(100, _DRAWS // len(y_N)))
-        bounds = interval(name, y_N, p, seed=seed, resamples=draws, weight=weight_N, task=task)
-        measured[name] = _plain({"point": bounds.point, "low": bounds.low, "high": bounds.high})
+    # The one that decides gets the finest interval; all share the draws.
+    draws = {name: resamples(len(y_N), decides=name == metric) for name in metrics_of(task)}
+    bounds = intervals(draws, y_N, p, seed=seed, weight=weight_N, task=task)
+    measured = {name: _plain({"point": one.point, "low": one.low, "high": one.high}) for name, one in bounds.items()}
     constant = {
         name: evaluate(task, y_N, trivial.answer(name, len(y_N)), weight=weight_N, metrics=[name])[name] for name in metrics_of(task)
     }
@@ -142,17 +140,13 @@ def drop(
             hint="another question needs another name",
         )
     try:
-        predictor = Predictor(champion, threads=threads)
-        parts = [predictor.arrow(batch) for batch in rows.batches(champion.schema.names)]
+        other = answered(champion, rows, threads=threads)
     except (TidemillError, KeyError, ValueError) as error:
         raise ContractViolation(
             [f"quality max_drop: the champion cannot answer the test rows: {error}"],
             hint="keep its columns in prepare, or promise quality.min instead of quality.max_drop",
         ) from error
-    other = np.concatenate([part.prediction if part.probability is None else part.probability for part in parts])
-    found = paired_difference(
-        metric, y_N, other, p, seed=seed, resamples=min(RESAMPLES, max(100, _DRAWS // len(y_N))), weight=weight_N, task=task
-    )
+    found = paired_difference(metric, y_N, other, p, seed=seed, resamples=resamples(len(y_N), decides=True), weight=weight_N, task=task)
     return {
         "metric": metric,
         "estimate": -found.estimate,
@@ -162,6 +156,18 @@ def drop(
         "rows": len(y_N),
         "at": now(),
     }
+
+
+def resamples(rows: int, *, decides: bool) -> int:
+    """How often the bootstrap draws: most for the metric that decides, less where there are very many rows."""
+    return min(RESAMPLES if decides else RESAMPLES // 4, max(100, _DRAWS // rows))
+
+
+def answered(package: Package, rows: Rows, *, threads: int = 1) -> np.ndarray:
+    """A package's probabilities (N, K), or predictions (N,), for all rows."""
+    predictor = Predictor(package, threads=threads)
+    parts = [predictor.arrow(batch) for batch in rows.batches(package.schema.names)]
+    return np.concatenate([part.prediction if part.probability is None else part.probability for part in parts])
 
 
 def _curves(

@@ -275,3 +275,12 @@ def test_importing_needs_numpy_only():
     heavy = ["pyarrow", "scipy", "sklearn", "pandas", "onnx", "onnxruntime", "duckdb", "narwhals"]
     code = f"import sys, tidemill.core.metrics, tidemill.core.curves; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_intervals_of_several_metrics_are_those_of_each_alone() -> None:
+    rng = np.random.default_rng(4)
+    y, p = rng.integers(0, 2, 300), rng.random(300)
+    resamples = {"roc_auc": 40, "log_loss": 15, "accuracy": 40}
+    together = metrics.intervals(resamples, y, p, seed=7, task="binary")
+    for name, number in resamples.items():
+        assert together[name] == metrics.interval(name, y, p, seed=7, resamples=number, task="binary")
