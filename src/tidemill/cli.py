@@ -262,6 +262,57 @@ def _models_show(options: argparse.Namespace) -> int:
     return _say(options, facts, show)
 
 
+def _models_compare(options: argparse.Namespace) -> int:
+    from tidemill.core.errors import ContractViolation
+    from tidemill.packaging.compare import compare, held_out, labelled
+    from tidemill.packaging.rows import Rows, Target
+    from tidemill.ui.compare import render_compare
+
+    first, second = _resolve(options, options.first), _resolve(options, options.second)
+    rows: Rows
+    if options.data:
+        column = options.target or second.manifest["signature"].get("target")
+        if not column:
+            raise ConfigError(f"--target must name the column of true values, {second.name} does not know it")
+        rows, target = labelled(Path(options.data), (first, second), column), Target(column=column, classes=second.classes)
+    else:
+        rows, target = held_out(second, _home(options) / "store")
+    found = compare(first, second, rows, target, metric=options.metric, max_drop=options.max_drop)
+    if options.output:
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.output).write_text(render_compare(found), encoding="utf-8")
+    _say(options, found, lambda: _print_comparison(found, options.output))
+    if options.gate and not found["passed"]:
+        raise ContractViolation(found["breaches"])
+    return EXIT_DONE
+
+
+def _print_comparison(found: dict[str, Any], output: str | None) -> None:
+    from tidemill.ui.compare import better, named
+    from tidemill.ui.console import table
+    from tidemill.ui.format import interval, milliseconds, score, size, words
+
+    sides = (found["first"], found["second"])
+    lines = []
+    for name, measured in sorted(found["metrics"].items(), key=lambda item: item[0] != found["metric"]):
+        difference = measured["difference"]
+        said = {"second": "better", "first": "worse", "neither": "no difference"}[better(difference)]
+        points = (score(measured[side]["point"]) for side in ("first", "second"))
+        lines.append([words(name), *points, score(difference["estimate"]), interval(difference["low"], difference["high"]), said])
+    table(["", *(named(side) for side in sides), "better by", "95 % interval", "second is"], lines)
+    table(["", *(named(side) for side in sides)], [
+        ["median of a row", *(milliseconds(side["p50_ms"]) for side in sides)],
+        ["graphs", *(size(side["mb"] * 1e6) for side in sides)],
+    ])  # fmt: skip
+    print(f"{found['rows']:,} rows: {found['text']}")
+    if found["caution"]:
+        print(f"beware: {found['caution']}")
+    for breach in found["breaches"]:
+        print(f"  {breach}")
+    if output:
+        print(f"page: {output}")
+
+
 def _models_history(options: argparse.Namespace) -> int:
     entries = _ledger(options).history(options.name)
     return _say(options, [entry.__dict__ for entry in entries], lambda: print("\n".join(map(str, entries)) or "nothing has happened yet"))
@@ -471,6 +522,21 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("name", nargs="?")
     show = add(inner, "show", _models_show, "One package: contract, evidence, inputs.", "tidemill models show flights@champion")
     show.add_argument("model")
+    comparison = add(
+        inner,
+        "compare",
+        _models_compare,
+        "Two packages side by side on the same rows, with paired intervals.",
+        "tidemill models compare flights@champion flights/2 --gate",
+    )
+    comparison.add_argument("first", help="NAME[@alias], NAME/version or package folder: what is served")
+    comparison.add_argument("second", help="the same: what would follow it")
+    comparison.add_argument("--data", help="Parquet or CSV with raw rows and their true target (default: the second's own test rows)")
+    comparison.add_argument("--target", help="column of true values in --data (default: the second's target)")
+    comparison.add_argument("--metric", help="metric that decides (default: of the second's contract, else the task's)")
+    comparison.add_argument("--max-drop", type=float, help="largest loss allowed (default: of the second's contract)")
+    comparison.add_argument("--gate", action="store_true", help="exit with 3 where the second breaks its contract or loses")
+    comparison.add_argument("--output", help="HTML page to write")
     history = add(inner, "history", _models_history, "What happened, in sentences.", "tidemill models history flights")
     history.add_argument("name", nargs="?")
     promote = add(

@@ -134,7 +134,7 @@ def drop(
         ContractViolation: If it cannot answer these rows, or answers with other classes: nothing can then be promised.
     """
     metric = metric or default_metric(task)
-    if champion.classes != (list(classes) if classes is not None else None):
+    if repr(champion.classes) != repr(list(classes) if classes is not None else None):  # as text: [False, True] is no [0, 1]
         raise ContractViolation(
             [f"quality max_drop: the champion must answer with the same classes, has {champion.classes}, these rows have {classes}"],
             hint="another question needs another name",

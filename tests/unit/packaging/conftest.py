@@ -23,7 +23,7 @@ from tidemill.core.schema import Column, Schema
 from tidemill.models import native
 from tidemill.models.base import MemoryMatrix
 from tidemill.models.linear import Linear, LinearParams
-from tidemill.packaging import gate
+from tidemill.packaging import compare, gate
 
 COLUMNS = Schema((Column(name="miles", type="float64"), Column(name="carrier", type="string"), Column(name="seats", type="int64")))
 CARRIERS = ["AA", "DL", "UA"]
@@ -167,3 +167,4 @@ def make_stages(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is measured for as long as it takes to have a number."""
     monkeypatch.setattr(gate, "LATENCY_S", 0.01)
+    monkeypatch.setattr(compare, "LATENCY_S", 0.01)
