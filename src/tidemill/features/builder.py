@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from tidemill.core.errors import ConfigError
-from tidemill.core.graph import IR_VERSION, OPSETS
+from tidemill.core.graph import IR_VERSION, OPSETS, RUNTIME_OPSETS
 from tidemill.core.schema import NULL_BOOLEAN, VALID_SUFFIX, Column
 from tidemill.features.operator import Kind
 
 # Element types by the numbers that ONNX gives them (TensorProto.DataType).
 FLOAT, UINT8, INT64, STRING, BOOL, DOUBLE = 1, 2, 7, 8, 9, 11
+
+# Domain of the nodes that only ONNX Runtime has.
+MICROSOFT = "com.microsoft"
 
 ELEMENTS = {"boolean": UINT8, "int64": INT64, "float32": FLOAT, "float64": DOUBLE, "string": STRING, "timestamp": INT64}
 
@@ -53,7 +56,11 @@ class Block:
 class Builder:
     """Collects nodes and constants of one graph, and the features that leave it."""
 
-    def __init__(self) -> None:
+    def __init__(self, left_out: Iterable[str] = ()) -> None:
+        """Args:
+        left_out: Names of features that must not leave.
+        """
+        self._left_out = frozenset(left_out)
         self._nodes: list[Any] = []
         self._constants: dict[tuple[Any, ...], str] = {}
         self._initializers: list[Any] = []
@@ -125,10 +132,13 @@ class Builder:
         return Block(kind=kind, names=names, origins=names, tensors=names, element=ELEMENTS[columns[0].type], valid=valid)
 
     def emit(self, block: Block) -> None:
-        """Let a block's columns leave as features, null NaN."""
-        leaving = list(zip(block.origins, block.names, strict=True))
+        """Let a block's columns leave as features, null NaN, but for those that are left out."""
+        kept = [i for i, name in enumerate(block.names) if name not in self._left_out]
+        leaving = [(block.origins[i], block.names[i]) for i in kept]
         if block.element == FLOAT and not block.valid and len(block.tensors) == len(block):
-            self._features += [(tensor, [place]) for tensor, place in zip(block.tensors, leaving, strict=True)]
+            self._features += [(block.tensors[i], [place]) for i, place in zip(kept, leaving, strict=True)]
+            return
+        if not kept:
             return
         stacked = self.stack(block.tensors)
         if block.element == FLOAT:
@@ -137,7 +147,13 @@ class Builder:
             made = self._without_nulls(block, self.cast(stacked, FLOAT), np.float32)
         else:
             made = self.cast(self.numbers(block), FLOAT)
+        if len(kept) < len(block):
+            made = self.node("Gather", made, self.constant(kept, np.int64), axis=1)
         self._features.append((made, leaving))
+
+    def makers(self) -> dict[str, str]:
+        """Which raw or derived column each feature comes from, in the features' order."""
+        return {name: origin for _, places in self._features for origin, name in places}
 
     def finish(self, columns: Sequence[Column]) -> tuple[bytes, list[str]]:
         """The serialized graph from these raw columns to `features` float32 [N, F], and the features' names in its order.
@@ -156,16 +172,29 @@ class Builder:
             )
         self.node("Concat", *(tensor for tensor, _ in self._features), axis=1)
         self._nodes[-1].output[0] = "features"
+        nodes, initializers = self._needed()
         inputs = []
         for column in columns:
             inputs.append(helper.make_tensor_value_info(column.name, ELEMENTS[column.type], [None, 1]))
             if column.type == "int64" and column.nullable:
                 inputs.append(helper.make_tensor_value_info(column.name + VALID_SUFFIX, BOOL, [None, 1]))
         output = helper.make_tensor_value_info("features", FLOAT, [None, len(names)])
-        graph = helper.make_graph(self._nodes, "features", inputs, [output], self._initializers)
-        opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+        graph = helper.make_graph(nodes, "features", inputs, [output], initializers)
+        used = {node.domain for node in nodes}
+        domains = {**OPSETS, **{domain: version for domain, version in RUNTIME_OPSETS.items() if domain in used}}
+        opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="tidemill")
         return model.SerializeToString(deterministic=True), names
+
+    def _needed(self) -> tuple[list[Any], list[Any]]:
+        """The nodes and constants that the features depend on, in order; what only a feature that is left out needs is not among them."""
+        wanted = {"features"}
+        nodes = []
+        for node in reversed(self._nodes):
+            if wanted.intersection(node.output):
+                wanted.update(node.input)
+                nodes.append(node)
+        return nodes[::-1], [value for value in self._initializers if value.name in wanted]
 
     def _raw_numbers(self, columns: Sequence[Column]) -> Block:
         """Columns of several types as numbers: converted type by type, so that each costs its nodes once."""

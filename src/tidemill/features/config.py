@@ -31,12 +31,14 @@ class FeaturesConfig:
 
     drop: tuple[str, ...] = ()
     """Columns kept out."""
+    select: tuple[Mapping[str, Any], ...] = ()
+    """Steps that leave features out once all are fitted, each a table of `op` and its parameters, or its name."""
     columns: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     """Steps by column, each a table of `op` and the operator's parameters; in a file, keys of [features] itself."""
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], path: str, where: str) -> Self:
-        """The section `[features]`: `drop`, `columns` where it is a table, and one key for each other column.
+        """The section `[features]`: `drop`, `select`, `columns` where it is a table, and one key for each other column.
 
         Raises:
             NotFound: If an operator is not known; names the nearest.
@@ -45,18 +47,31 @@ class FeaturesConfig:
         drop: Any = tree.get("drop", ())
         if not isinstance(drop, (list, tuple)) or not all(isinstance(name, str) for name in drop):
             raise ConfigError(f"{path}.drop: must be a list of columns, got {drop!r} ({where})")
-        chains = {name: steps for name, steps in tree.items() if name != "drop"}
+        chains = {name: steps for name, steps in tree.items() if name not in ("drop", "select")}
         if isinstance(chains.get("columns"), Mapping):
             chains.update(chains.pop("columns"))
         both = [name for name in drop if name in chains]
         if both:
             raise ConfigError(f"{path}.{both[0]}: must be dropped or have steps, not both ({where})")
         columns = {name: _chain(steps, f"{path}.{name}", where) for name, steps in chains.items()}
-        return cls(drop=tuple(drop), columns=columns)
+        return cls(drop=tuple(drop), select=_selection(tree.get("select", ()), f"{path}.select", where), columns=columns)
 
     def steps(self, column: str) -> tuple[Step, ...]:
         """The steps of a column that is named here."""
         return tuple(_step(step, f"features.{column}[{i}]", "project") for i, step in enumerate(self.columns[column]))
+
+
+def _selection(steps: Any, path: str, where: str) -> tuple[Mapping[str, Any], ...]:
+    """The steps of `select` as tables; what they mean is known to `features.select`."""
+    if not isinstance(steps, (list, tuple)):
+        raise ConfigError(f'{path}: must be a list of steps such as ["variance"], got {steps!r} ({where})')
+    made = []
+    for i, step in enumerate(steps):
+        table = step if isinstance(step, Mapping) else {"op": step}
+        if not isinstance(table.get("op"), str):
+            raise ConfigError(f"{path}[{i}]: must be a name or a table with op, got {step!r} ({where})")
+        made.append(dict(table))
+    return tuple(made)
 
 
 def _chain(steps: Any, path: str, where: str) -> tuple[Mapping[str, Any], ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tidemill.core.errors import DataError, NotFound
 from tidemill.core.schema import Column, Schema
 from tidemill.features.builder import DOUBLE, Block, Builder
 from tidemill.features.operator import KINDS, Kind, Operator, taken_as
@@ -20,10 +21,41 @@ def build_graph(description: Mapping[str, Any]) -> tuple[bytes, list[str]]:
     node that put them in another order would cost more than many of them; their names say which is which.
 
     Args:
-        description: `inputs` and `columns` as `features.json` holds them.
+        description: `inputs`, `columns` and `left_out` as `features.json` holds them.
     """
+    return _built(description).finish(list(Schema.from_json(description["inputs"])))
+
+
+def leave_out(description: Mapping[str, Any], reasons: Mapping[str, str]) -> dict[str, Any]:
+    """The description without some features; a raw column that none is left of is dropped whole.
+
+    Args:
+        description: What `features.json` holds.
+        reasons: Features to leave out, and why.
+
+    Raises:
+        DataError: If no feature would be left.
+    """
+    made = _built(description).makers()
+    if unknown := [name for name in reasons if name not in made]:
+        raise NotFound("feature", unknown[0], list(made))
+    kept = [name for name in description["names"] if name not in reasons]
+    if not kept:
+        raise DataError(
+            f"at least one feature must be left, all {len(made)} are left out", hint="select fewer, or drop a step of features.select"
+        )
+    alive = {made[name] for name in kept}
+    gone = {origin: reasons[name] for name, origin in made.items() if origin not in alive}
+    columns = {name: steps for name, steps in description["columns"].items() if name in alive}
+    left_out = {**description.get("left_out", {}), **reasons}
+    inputs = [column for column in description["inputs"] if column["name"] in alive]
+    dropped = {**description["dropped"], **gone}
+    return {**description, "inputs": inputs, "names": kept, "columns": columns, "dropped": dropped, "left_out": left_out}
+
+
+def _built(description: Mapping[str, Any]) -> Builder:
     schema = Schema.from_json(description["inputs"])
-    graph = Builder()
+    graph = Builder(description.get("left_out", ()))
     for kind, members in _groups(schema, description["columns"]):
         block = graph.raw(members, kind)
         chains = {column.name: description["columns"][column.name] for column in members}
@@ -33,7 +65,7 @@ def build_graph(description: Mapping[str, Any]) -> tuple[bytes, list[str]]:
             fitted = [_statistics(chains[origin][i], name) for origin, name in zip(block.origins, block.names, strict=True)]
             block = operator.nodes(graph, block, fitted)
         graph.emit(block)
-    return graph.finish(list(schema))
+    return graph
 
 
 def _groups(schema: Schema, chains: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[Kind, list[Column]]]:

@@ -32,9 +32,17 @@ def test_plain_values_say_only_what_was_given_and_read_back_the_same() -> None:
     plain = to_plain(config)
     assert plain == {
         "drop": [],
+        "select": [],
         "columns": {"distance": [{"op": "impute"}, {"op": "clip", "min": 0.0}], "when": [{"op": "date_parts", "parts": ["hour"]}]},
     }
     assert parsed(plain) == config
+
+
+def test_selection_is_names_and_tables() -> None:
+    config = parsed({"select": ["variance", {"op": "correlation", "max": 0.9}]})
+    assert config.select == ({"op": "variance"}, {"op": "correlation", "max": 0.9})
+    assert config.columns == {}
+    assert parsed(to_plain(config)) == config
 
 
 def test_a_column_called_columns_or_drop_has_its_place() -> None:
@@ -77,6 +85,8 @@ def test_a_column_called_columns_or_drop_has_its_place() -> None:
         ({"a": [{"min": 3}]}, ConfigError, "features.a[0]: must name its operator as op"),
         ({"a": ["pathlib:Path"]}, ConfigError, "features.a[0]: must be an operator, a frozen dataclass"),
         ({"a": ["no.such.module:Thing"]}, ConfigError, "must be importable"),
+        ({"select": "variance"}, ConfigError, "features.select: must be a list of steps"),
+        ({"select": [{"max": 1}]}, ConfigError, "features.select[0]: must be a name or a table with op, got {'max': 1}"),
         ({"drop": "a"}, ConfigError, "features.drop: must be a list of columns, got 'a'"),
         ({"drop": ["a"], "a": ["impute"]}, ConfigError, "features.a: must be dropped or have steps, not both"),
     ],
