@@ -212,8 +212,9 @@ def number(value: Any) -> str:
 
 def command_line() -> str:
     from tidemill import cli
+    from tidemill.cli.parser import UNBUILT
 
-    parser = cli._parser()
+    parser = cli.build_parser()
     exits = (cli.__doc__ or "").partition("Exit codes:")[2].strip()
     parts = [
         "# Command line",
@@ -223,12 +224,12 @@ def command_line() -> str:
         options_table(action for action in commands(parser)["init"]._actions if action.dest in COMMON),
     ]
     for name, command in commands(parser).items():
-        if name in cli._UNBUILT:
+        if name in UNBUILT:
             continue
         parts += command_part(f"tidemill {name}", command)
     parts += [
         "## Not built in this version",
-        table(["command", "instead"], [[f"`tidemill {name}`", hint] for name, hint in cli._UNBUILT.items()]),
+        table(["command", "instead"], [[f"`tidemill {name}`", hint] for name, hint in UNBUILT.items()]),
     ]
     return "\n\n".join(parts)
 

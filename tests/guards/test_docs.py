@@ -15,6 +15,7 @@ import pytest
 
 import tidemill
 from tidemill import cli
+from tidemill.cli.parser import UNBUILT
 from tidemill.core.project import from_tree
 
 ROOT = Path(__file__).parents[2]
@@ -75,8 +76,8 @@ def test_commands_are_right_calls(block: Block) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for words in commands(block) if "tidemill" in block.text or "make " in block.text else []:
         if words[:1] == ["tidemill"] and "..." not in words:
-            options = cli._parser().parse_args(words[1:])
-            assert options.verb not in cli._UNBUILT, words
+            options = cli.build_parser().parse_args(words[1:])
+            assert options.verb not in UNBUILT, words
         if words[:1] == ["make"]:
             assert {word for word in words[1:] if "=" not in word} <= targets, words
 
@@ -126,7 +127,7 @@ def test_a_wrong_command_is_seen(tmp_path: Path) -> None:
     (block,) = blocks_of(page)
     assert list(commands(block)) == [["cd", "x"], ["tidemill", "runn", "-f", "a.toml"]]
     with pytest.raises(Exception, match="runn"):
-        cli._parser().parse_args(["runn"])
+        cli.build_parser().parse_args(["runn"])
 
 
 def anchors(page: Path) -> set[str]:

@@ -63,4 +63,4 @@ def test_no_cell_breaks_its_table(pages: dict[str, str]) -> None:
 
 
 def commands(cli: ModuleType) -> list[str]:
-    return list(generator().commands(cli._parser()))
+    return list(generator().commands(cli.build_parser()))

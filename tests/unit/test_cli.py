@@ -36,7 +36,7 @@ def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
                 yield from _parsers(inner)
 
 
-@pytest.mark.parametrize("parser", list(_parsers(cli._parser())), ids=lambda parser: parser.prog)
+@pytest.mark.parametrize("parser", list(_parsers(cli.build_parser())), ids=lambda parser: parser.prog)
 def test_every_help_has_an_example_that_is_a_right_call(parser: argparse.ArgumentParser) -> None:
     text = parser.format_help()
     assert "example: tidemill" in text
@@ -44,13 +44,13 @@ def test_every_help_has_an_example_that_is_a_right_call(parser: argparse.Argumen
     words = [word.strip("'") for word in example.split()[1:]]
     if "'" in example:  # a reason of several words
         words = [*words[: words.index("--why") + 1], "reason"]
-    cli._parser().parse_args(words)
+    cli.build_parser().parse_args(words)
     if parser.prog != "tidemill":
         assert example.startswith(" ".join(parser.prog.split()))
 
 
 def test_the_verbs_are_those_of_the_design_and_no_more() -> None:
-    (verbs,) = [action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    (verbs,) = [action for action in cli.build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
     assert sorted(verbs.choices) == sorted(VERBS)
 
 
@@ -154,8 +154,8 @@ def test_home_is_the_nearest_above(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / ".tidemill").mkdir()
     monkeypatch.chdir(tmp_path / "a" / "b")
-    assert cli._home(argparse.Namespace(home=None)) == tmp_path / ".tidemill"
-    assert cli._home(argparse.Namespace(home="elsewhere")) == Path("elsewhere")
+    assert cli.home(argparse.Namespace(home=None)) == tmp_path / ".tidemill"
+    assert cli.home(argparse.Namespace(home="elsewhere")) == Path("elsewhere")
 
 
 @pytest.mark.parametrize("arguments", [["models", "list"], ["models", "history"], ["predict", "flights", "in.parquet", "out.parquet"]])

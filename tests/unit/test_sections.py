@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tidemill.cli import _section
+from tidemill.cli.options import section
 from tidemill.core.errors import ConfigError, Unsupported
 from tidemill.core.project import from_tree, read_section
 
@@ -25,23 +25,23 @@ def options(file: list[str] | None = None, changes: list[str] | None = None) -> 
 
 def test_a_section_is_read_from_the_file_that_lies_here(here: Path) -> None:
     (here / "tidemill.toml").write_text("[serve]\nport = 8123\n")
-    assert _section(options(), "serve").port == 8123
-    assert _section(options(changes=["serve.max_batch_rows=7"]), "serve").max_batch_rows == 7
+    assert section(options(), "serve").port == 8123
+    assert section(options(changes=["serve.max_batch_rows=7"]), "serve").max_batch_rows == 7
 
 
 def test_the_file_that_is_named_goes_before_the_one_that_lies_here(here: Path) -> None:
     (here / "tidemill.toml").write_text("[monitor]\nmoderate = 0.2\n")
     (here / "other.toml").write_text("[monitor]\nmoderate = 0.05\n")
-    assert _section(options(["other.toml"]), "monitor").moderate == 0.05
+    assert section(options(["other.toml"]), "monitor").moderate == 0.05
 
 
 def test_without_a_file_there_are_defaults(here: Path) -> None:
-    assert _section(options(), "serve").port == 8000
+    assert section(options(), "serve").port == 8000
 
 
 def test_a_named_file_must_exist(here: Path) -> None:
     with pytest.raises(ConfigError, match="must exist"):
-        _section(options(["absent.toml"]), "serve")
+        section(options(["absent.toml"]), "serve")
 
 
 def test_an_unknown_key_is_refused_with_the_nearest(here: Path) -> None:

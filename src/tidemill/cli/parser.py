@@ -1,0 +1,216 @@
+"""What can be called: every verb with its options, each with an example in its help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from tidemill.cli import commands, models
+from tidemill.core.errors import ConfigError, Unsupported
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def _unbuilt(hint: str) -> Command:
+    def command(options: argparse.Namespace) -> NoReturn:
+        raise Unsupported(f"tidemill {options.verb} is not built in this version", hint=hint)
+
+    return command
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells of a wrong call as of any other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, hint=f"{self.prog} --help shows what it takes")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from tidemill import __version__
+
+    common = _Parser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON, nothing else")
+    common.add_argument("--quiet", action="store_true", help="no progress")
+    common.add_argument("--home", help="folder of artifacts, packages and the ledger (default: the nearest .tidemill)")
+    common.add_argument("--ledger", metavar="URL", help="ledger of a team, postgresql://... (default: ledger.db in the home)")
+
+    parser = _Parser(
+        prog="tidemill",
+        description="From a table, or a model you have, to a served package that keeps its promises.",
+        epilog="example: tidemill init data.csv --target late && tidemill run && tidemill serve data",
+    )
+    parser.add_argument("--version", action="version", version=f"tidemill {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND")
+
+    def add(into: Any, name: str, command: Command | None, help: str, example: str) -> argparse.ArgumentParser:  # noqa: A002 - argparse's word
+        made: argparse.ArgumentParser = into.add_parser(name, parents=[common], help=help, description=help, epilog=f"example: {example}")
+        made.set_defaults(command=command, parser=made)
+        return made
+
+    def configured(command: argparse.ArgumentParser, section: str) -> None:
+        command.add_argument(
+            "-f", "--file", action="append", help=f"project file for its [{section}] (default: tidemill.toml, where there is one)"
+        )
+        command.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override one key")
+
+    init = add(
+        verbs, "init", commands.init, "Write a commented project file from a look at the data.", "tidemill init flights.csv --target late"
+    )
+    init.add_argument("data", help="Parquet or CSV: file, glob or Hive folder")
+    init.add_argument("--target", required=True, help="column to predict")
+    init.add_argument("--name", help="name of the project (default: of the file)")
+    init.add_argument("--out", default="tidemill.toml", help="project file to write")
+    init.add_argument("--force", action="store_true", help="replace an older file")
+
+    run = add(
+        verbs,
+        "run",
+        commands.run,
+        "Run a project from source to registered package.",
+        "tidemill run -f tidemill.toml --set model.max_depth=6",
+    )
+    run.add_argument("-f", "--file", action="append", help="project file; later ones override (default: tidemill.toml)")
+    run.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override one key")
+    run.add_argument(
+        "--from", dest="from_stage", metavar="STAGE", help="run this stage and later ones again: data features tune train package"
+    )
+    run.add_argument("--to", dest="to_stage", metavar="STAGE", help="last stage to run")
+    run.add_argument("--sample", type=float, default=1.0, help="share of the rows, for a first pass")
+    run.add_argument("--profile", action="store_true", help="CPU profile of each stage in the report")
+    run.add_argument("--dry-run", action="store_true", help="check the project file and stop")
+
+    package = add(
+        verbs,
+        "package",
+        commands.package,
+        "Make a package from a model that you have: ONNX, XGBoost, scikit-learn (skops), Hugging Face folder.",
+        "tidemill package model.onnx --data sample.parquet --target y --name mine",
+    )
+    package.add_argument("source", help="model file or folder")
+    package.add_argument("--data", required=True, help="sample of raw rows: schema, parity, baseline")
+    package.add_argument("--target", help="column of true values in the sample")
+    package.add_argument("--name", help="name of the package (default: of the file)")
+    package.add_argument("--task", choices=["binary", "multiclass", "regression"], help="told from the model and target when absent")
+    package.add_argument("--key", action="append", help="column that batch prediction copies through; repeatable")
+    package.add_argument("--trust-pickle", action="store_true", help="load a joblib or pickle file, which runs its code here and now")
+    package.add_argument("--out", help="write the package to this folder instead of registering it")
+
+    predict = add(
+        verbs,
+        "predict",
+        commands.predict,
+        "Predict every row of a file, each exactly once.",
+        "tidemill predict flights new.parquet out.parquet",
+    )
+    predict.add_argument("model", help="NAME[@alias], NAME/version or package folder")
+    predict.add_argument("input", help="Parquet or CSV: file, glob or Hive folder")
+    predict.add_argument("output", help="file that ends in .parquet, or folder")
+    predict.add_argument("--keep", help="input columns to copy, comma-separated (default: the package's keys)")
+    predict.add_argument("--batch-rows", type=int, default=16_384, help="rows read at once, in whole blocks of 4,096")
+    predict.add_argument("--memory", default="2GiB", help="memory budget")
+    predict.add_argument("--threads", type=int, default=0, help="threads; 0 takes every core")
+
+    serve = add(verbs, "serve", commands.serve, "Serve packages over HTTP.", "tidemill serve flights@champion --port 8000")
+    serve.add_argument("models", nargs="+", metavar="NAME[@alias]|FOLDER", help="packages to serve; the first answers /predict")
+    serve.add_argument("--host", help="address (default 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port (default 8000)")
+    serve.add_argument("--threads", type=int, help="threads of the runtime")
+    serve.add_argument("--log", metavar="FOLDER", help="write a prediction log into this folder")
+    serve.add_argument("--accept-latency", action="store_true", help="start even where latency is above the promise on this machine")
+    serve.add_argument("--allow-open", action="store_true", help="listen on a public address without access control")
+    configured(serve, "serve")
+
+    versions = add(verbs, "models", None, "Versions, aliases and their history.", "tidemill models list")
+    inner = versions.add_subparsers(metavar="ACTION")
+    listing = add(inner, "list", models.listed, "Registered versions.", "tidemill models list flights")
+    listing.add_argument("name", nargs="?")
+    show = add(inner, "show", models.show, "One package: contract, evidence, inputs.", "tidemill models show flights@champion")
+    show.add_argument("model")
+    comparison = add(
+        inner,
+        "compare",
+        models.compare,
+        "Two packages side by side on the same rows, with paired intervals.",
+        "tidemill models compare flights@champion flights/2 --gate",
+    )
+    comparison.add_argument("first", help="NAME[@alias], NAME/version or package folder: what is served")
+    comparison.add_argument("second", help="the same: what would follow it")
+    comparison.add_argument("--data", help="Parquet or CSV with raw rows and their true target (default: the second's own test rows)")
+    comparison.add_argument("--target", help="column of true values in --data (default: the second's target)")
+    comparison.add_argument("--metric", help="metric that decides (default: of the second's contract, else the task's)")
+    comparison.add_argument("--max-drop", type=float, help="largest loss allowed (default: of the second's contract)")
+    comparison.add_argument("--gate", action="store_true", help="exit with 3 where the second breaks its contract or loses")
+    comparison.add_argument("--output", help="HTML page to write")
+    history = add(inner, "history", models.history, "What happened, in sentences.", "tidemill models history flights")
+    history.add_argument("name", nargs="?")
+    promote = add(
+        inner, "promote", models.promote, "Point an alias at a version.", "tidemill models promote flights 2 --why 'newer season'"
+    )
+    promote.add_argument("name")
+    promote.add_argument("version", type=int)
+    promote.add_argument("--alias", default="champion")
+    promote.add_argument("--expected", type=_expected, default="any", help="version that the alias must be at now, or none; else Conflict")
+    promote.add_argument("--why", default="", help="reason, for the ledger")
+    rollback = add(
+        inner, "rollback", models.rollback, "Point an alias at its version before.", "tidemill models rollback flights --why 'complaints'"
+    )
+    rollback.add_argument("name")
+    rollback.add_argument("--alias", default="champion")
+    rollback.add_argument("--why", default="", help="reason, for the ledger")
+    export = add(
+        inner, "export", models.export, "Copy a package out of the ledger.", "tidemill models export flights@champion ./flights-package"
+    )
+    export.add_argument("model")
+    export.add_argument("output")
+
+    backup = add(inner, "backup", models.backup, "The ledger and every package in one archive.", "tidemill models backup ledger.tar")
+    backup.add_argument("output")
+    restore = add(inner, "restore", models.restore, "Bring a backup back, into an empty home.", "tidemill models restore ledger.tar")
+    restore.add_argument("archive")
+    sync = add(
+        inner, "sync", models.sync, "Import aliases moved in a mirror, then show it the ledger's.", "tidemill models sync -f tidemill.toml"
+    )
+    sync.add_argument("-f", "--file", action="append", help="project file that names the mirrors (default: tidemill.toml)")
+    sync.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override one key")
+
+    monitor = add(verbs, "monitor", None, "Watch what is served.", "tidemill monitor report flights --data new.parquet")
+    watching = monitor.add_subparsers(metavar="ACTION")
+    report = add(
+        watching,
+        "report",
+        commands.monitor_report,
+        "Drift of new rows against the training data.",
+        "tidemill monitor report flights --data log/",
+    )
+    report.add_argument("model")
+    report.add_argument("--data", required=True, help="Parquet or CSV of raw rows, or a folder of prediction logs")
+    report.add_argument("--labels", help="Parquet or CSV with the rows and their true target, for quality")
+    report.add_argument("--output", help="HTML file to write")
+    configured(report, "monitor")
+
+    doctor = add(verbs, "doctor", commands.doctor, "What this machine can do.", "tidemill doctor")
+    doctor.set_defaults(command=commands.doctor)
+
+    for name, hint in UNBUILT.items():
+        add(verbs, name, _unbuilt(hint), f"Not built in this version: {hint}.", f"tidemill {name}").add_argument(
+            "rest", nargs="*", help=argparse.SUPPRESS
+        )
+    return parser
+
+
+UNBUILT = {
+    "stream": "tidemill predict answers for files",
+    "deploy": "tidemill serve runs a package here",
+    "compress": "contract.size holds a package to a limit",
+    "bench": "evidence/latency.json in each package holds its measured latency",
+    "plan": "tidemill run --sample 0.01 --profile shows time and memory",
+    "ui": "each run leaves runs/<name>/<run>/report.html",
+}
+
+
+def _expected(text: str) -> Any:
+    """A version's number, None for "none", "any" as it is."""
+    if text not in ("any", "none") and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a version, none or any, got {text!r}")
+    return {"any": "any", "none": None}.get(text) if not text.isdigit() else int(text)
