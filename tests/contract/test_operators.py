@@ -48,6 +48,36 @@ class TestLog(OperatorConformance):
     chains = same(NUMBERS, [["log"], ["impute", "log", "standardize"]])
 
 
+class TestMinMax(OperatorConformance):
+    operator = "min_max"
+    chains = same(
+        NUMBERS,
+        [
+            ["min_max"],
+            [{"op": "min_max", "low": -1, "high": 3, "clip": True}],
+            [{"op": "min_max", "high": 10}, "log"],
+            [{"op": "clip", "min": 3, "max": 3}, {"op": "min_max", "low": 2, "high": 5}],
+        ],
+    )
+
+
+class TestRobust(OperatorConformance):
+    operator = "robust"
+    chains = same(
+        NUMBERS,
+        [
+            ["robust"],
+            [{"op": "robust", "low_quantile": 0.1, "high_quantile": 0.6}, "log"],
+            [{"op": "clip", "min": 3, "max": 3}, "robust"],
+        ],
+    )
+
+
+class TestWinsorize(OperatorConformance):
+    operator = "winsorize"
+    chains = same(NUMBERS, [["winsorize"], [{"op": "winsorize", "low_quantile": 0.2, "high_quantile": 0.7}, "standardize"]])
+
+
 class TestClip(OperatorConformance):
     operator = "clip"
     chains = same(
@@ -85,6 +115,29 @@ class TestVocabulary(OperatorConformance):
     )
 
 
+class TestFrequency(OperatorConformance):
+    operator = "frequency"
+    chains = same(
+        CATEGORIES,
+        [
+            ["frequency"],
+            [{"op": "frequency", "measure": "count", "min_count": 2}, "standardize"],
+            [{"op": "frequency", "measure": "log_count", "max_size": 3}],
+            [{"op": "frequency", "min_count": 99}],
+        ],
+    )
+
+
+class TestHash(OperatorConformance):
+    operator = "hash"
+    chains = same(CATEGORIES, [["hash"], [{"op": "hash", "buckets": 5, "seed": 42}, "one_hot"], [{"op": "hash", "buckets": 2**24 - 1}]])
+
+
+class TestEmbedding(OperatorConformance):
+    operator = "embedding"
+    chains = same(CATEGORIES, [["embedding"], [{"op": "embedding", "width": 3, "max_size": 2, "min_count": 1}]])
+
+
 class TestDateParts(OperatorConformance):
     operator = "date_parts"
     every = ["year", "quarter", "month", "day", "weekday", "weekend", "day_of_year", "hour", "minute", "second"]
@@ -96,6 +149,18 @@ class TestDateParts(OperatorConformance):
             [{"op": "date_parts", "parts": ["hour"], "timezone": "Asia/Kolkata"}, "one_hot"],
             [{"op": "date_parts", "parts": ["month", "hour"]}, "impute", "standardize"],
         ]
+    }
+
+
+class TestCyclical(OperatorConformance):
+    operator = "cyclical"
+    chains = {
+        **same(NUMBERS, [[{"op": "cyclical", "period": 24}], ["impute", {"op": "cyclical", "period": 0.7}, "standardize"]]),
+        "timestamp": [
+            [{"op": "date_parts", "parts": TestDateParts.every}, "cyclical"],
+            [{"op": "date_parts", "parts": ["hour"]}, "cyclical"],
+            [{"op": "date_parts", "parts": ["year", "hour"]}, {"op": "cyclical", "period": 12}],
+        ],
     }
 
 

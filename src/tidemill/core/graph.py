@@ -29,6 +29,9 @@ Arrays = dict[str, np.ndarray]
 OPSETS = {"": 19, "ai.onnx.ml": 3}
 IR_VERSION = 9
 
+# Domains beyond standard ONNX that ONNX Runtime brings along, in the graphs that use them.
+RUNTIME_OPSETS = {"com.microsoft": 1}
+
 NUMPY_TYPES: dict[str, Any] = {
     "boolean": np.uint8, "int64": np.int64, "float32": np.float32, "float64": np.float64, "string": np.object_, "timestamp": np.int64,
 }  # fmt: skip

@@ -33,11 +33,18 @@ TABLE: dict[str, dict[str, str]] = {
         "impute": "tidemill.features.impute:Impute",
         "standardize": "tidemill.features.standardize:Standardize",
         "log": "tidemill.features.log:Log",
+        "min_max": "tidemill.features.min_max:MinMax",
+        "robust": "tidemill.features.robust:Robust",
         "clip": "tidemill.features.clip:Clip",
+        "winsorize": "tidemill.features.winsorize:Winsorize",
         "bin": "tidemill.features.bin:Bin",
         "one_hot": "tidemill.features.one_hot:OneHot",
         "vocabulary": "tidemill.features.vocabulary:Vocabulary",
+        "frequency": "tidemill.features.frequency:Frequency",
+        "hash": "tidemill.features.hash:Hash",
+        "embedding": "tidemill.features.embedding:Embedding",
         "date_parts": "tidemill.features.date_parts:DateParts",
+        "cyclical": "tidemill.features.cyclical:Cyclical",
     },
     # A package's declared preprocessing: from row inputs to the graph's.
     "preprocess": {"text": "tidemill.packaging.text:Tokenize"},
@@ -52,6 +59,7 @@ TABLE: dict[str, dict[str, str]] = {
 
 # The extra that brings a library, for the message of a failed import.
 EXTRAS = {
+    "adbc_driver_manager": "database", "adbc_driver_postgresql": "database", "adbc_driver_sqlite": "database",
     "duckdb": "train", "narwhals": "train", "onnx": "train", "optuna": "train",
     "pyarrow": "train", "sklearn": "train", "skl2onnx": "train", "skops": "train", "xgboost": "train",
     "granian": "serve", "msgspec": "serve",

@@ -1,4 +1,4 @@
-"""Codes of categories as nodes: one lookup per column, for texts and for integers of 64 bits, exact."""
+"""Numbers of categories as nodes, such as codes: one lookup per column, for texts and for integers of 64 bits, exact."""
 
 from __future__ import annotations
 
@@ -23,32 +23,56 @@ class Codes:
     null: int
     other: int
 
+    def numbers(self) -> Numbers:
+        """The codes as numbers to look up."""
+        codes = [float(code) for code in range(self.first, self.first + len(self.categories))]
+        return Numbers(self.categories, codes, null=float(self.null), other=float(self.other))
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A column's categories with a number each, that of a null and that of everything else; all exact in float32."""
+
+    categories: Sequence[Any]
+    values: Sequence[float]
+    null: float
+    other: float
+
 
 def code_nodes(graph: Builder, block: Block, columns: Sequence[Codes]) -> tuple[str, ...]:
     """Codes of a block of strings or integers, as one float tensor [N, C] or C tensors [N, 1]."""
+    return number_nodes(graph, block, [codes.numbers() for codes in columns])
+
+
+def number_nodes(graph: Builder, block: Block, columns: Sequence[Numbers]) -> tuple[str, ...]:
+    """Numbers of a block of strings or integers, as one float tensor [N, C] or C tensors [N, 1]."""
     block = block if block.kind == "string" else graph.integers(block)
-    made = tuple(_lookup(graph, block.kind, tensor, codes) for tensor, codes in zip(graph.split(block), columns, strict=True))
+    made = tuple(_lookup(graph, block.kind, tensor, numbers) for tensor, numbers in zip(graph.split(block), columns, strict=True))
     if not block.valid:
         return made
-    nulls = graph.constant([[codes.null for codes in columns]], np.float32)
+    nulls = graph.constant([[numbers.null for numbers in columns]], np.float32)
     return (graph.node("Where", graph.stack(block.valid), graph.stack(made), nulls),)
 
 
 def reference_codes(values: Values, codes: Codes) -> np.ndarray:
     """Codes of one column in NumPy, int64 [N]."""
-    known: Mapping[Any, int] = {category: i for i, category in enumerate(codes.categories, codes.first)}
-    found = np.fromiter((known.get(value, codes.other) for value in values.data.tolist()), np.int64, len(values))
-    return np.where(values.known(), found, codes.null)
+    return reference_numbers(values, codes.numbers()).astype(np.int64)
 
 
-def _lookup(graph: Builder, kind: str, tensor: str, codes: Codes) -> str:
-    values = [float(code) for code in range(codes.first, codes.first + len(codes.categories))]
-    default = float(codes.other)
+def reference_numbers(values: Values, numbers: Numbers) -> np.ndarray:
+    """Numbers of one column in NumPy, float64 [N]."""
+    known: Mapping[Any, float] = dict(zip(numbers.categories, numbers.values, strict=True))
+    found = np.fromiter((known.get(value, numbers.other) for value in values.data.tolist()), np.float64, len(values))
+    return np.where(values.known(), found, numbers.null)
+
+
+def _lookup(graph: Builder, kind: str, tensor: str, numbers: Numbers) -> str:
+    values = list(numbers.values)
     if kind == "string":
-        keys = {"keys_strings": [*codes.categories, NULL_STRING]}
-        values.append(float(codes.null))
+        keys = {"keys_strings": [*numbers.categories, NULL_STRING]}
+        values.append(numbers.null)
     else:
         # The operator wants at least one key.
-        keys = {"keys_int64s": list(codes.categories) or [0]}
-        values = values or [default]
-    return graph.node("LabelEncoder", tensor, domain="ai.onnx.ml", values_floats=values, default_float=default, **keys)
+        keys = {"keys_int64s": list(numbers.categories) or [0]}
+        values = values or [numbers.other]
+    return graph.node("LabelEncoder", tensor, domain="ai.onnx.ml", values_floats=values, default_float=numbers.other, **keys)
