@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
@@ -14,6 +17,7 @@ from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 NUMBERS = [f"n{i}" for i in range(13)]
 TEXTS = [f"c{i}" for i in range(26)]
 VOCABULARY = 286_000
+FILE_ROWS = 1_000_000
 
 # The same work as scikit-learn's imputer with indicator and scaler, and its ordinal encoder.
 FEATURES: dict[str, Any] = {
@@ -41,6 +45,25 @@ def table(rows: int, seed: int = 0) -> pa.Table:
         null[once] = False
         columns[name] = pa.DictionaryArray.from_arrays(pa.array(places, mask=null), pa.array(words)).dictionary_decode()
     return pa.table(columns)
+
+
+def parquet(rows: int, cache: Path) -> Path:
+    """A folder of Parquet files of 1,000,000 rows each (the last one fewer), made once; larger tables begin with the smaller ones."""
+    folder = cache / f"clicks-{rows}"
+    files = []
+    for number, start in enumerate(range(0, rows, FILE_ROWS)):
+        files.append(cache / "clicks" / f"part-{number:03d}-{min(FILE_ROWS, rows - start)}.parquet")
+        files[-1].parent.mkdir(parents=True, exist_ok=True)
+        if not files[-1].exists():
+            temporary = files[-1].with_suffix(".partial")
+            made = table(min(FILE_ROWS, rows - start), seed=number)
+            pq.write_table(made, temporary, row_group_size=131_072, compression="zstd", compression_level=1)
+            temporary.rename(files[-1])
+    folder.mkdir(exist_ok=True)
+    for file in files:
+        if not (folder / file.name).exists():
+            os.link(file, folder / file.name)
+    return folder
 
 
 def column_transformer() -> ColumnTransformer:

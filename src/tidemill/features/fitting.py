@@ -19,9 +19,9 @@ from tidemill.core.graph import RowSignature
 from tidemill.core.load import load
 from tidemill.core.schema import Column, Schema
 from tidemill.features.config import FeaturesConfig, Step
-from tidemill.features.operator import KINDS, Fit, Fitted, Kind, Values, integers, numbers, params, strings, taken_as, times
+from tidemill.features.operator import KINDS, Fit, Fitted, Kind, Texts, Values, integers, numbers, params, strings, taken_as, times
 from tidemill.features.reference import apply, raw_values
-from tidemill.features.statistics import Categories, Tally
+from tidemill.features.statistics import Categories, Tally, bounded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,9 +101,16 @@ class _Census:
         weights = np.ones(len(values), np.int64) if counts is None else counts
         self.rows += int(weights.sum())
         self.nulls += int(weights[~known].sum())
-        present = values.data[known]
-        if len(present):
-            self.merge(_Census(value=present[0], varies=bool(np.any(present != present[0]))))
+        if known.any():
+            first = int(np.flatnonzero(known)[0])
+            if isinstance(values, Texts):  # compared where they lie
+                import pyarrow as pa
+                import pyarrow.compute as pc
+
+                differ = pc.and_(pc.not_equal(values.texts, values.texts[first]), pa.array(known))
+                self.merge(_Census(value=values.texts[first].as_py(), varies=bool(pc.any(differ).as_py())))
+            else:
+                self.merge(_Census(value=values.data[first], varies=bool(np.any(values.data[known] != values.data[first]))))
 
     def merge(self, other: _Census) -> None:
         self.rows += other.rows
@@ -152,6 +159,11 @@ class Level:
 
     tasks: list[_Task]
 
+    @property
+    def columns(self) -> list[str]:
+        """Raw columns that are looked at, text also as dictionaries: see `core.engine.Mergeable`."""
+        return list(dict.fromkeys(task.chain.column.name for task in self.tasks))
+
     def init(self) -> list[Any]:
         return [task.init() for task in self.tasks]
 
@@ -173,6 +185,7 @@ class Level:
             for name, state in states.items():
                 fit = task.fits[name]
                 states[name] = state if isinstance(fit, dict) else fit.merge(state, others[name])
+        bounded([state for _, states in left for state in states.values() if isinstance(state, Tally)])
         return left
 
 
@@ -197,7 +210,7 @@ def _steps(column: Column, config: FeaturesConfig) -> tuple[Step, ...] | None:
 
 
 def _default_of_text(seen: Tally) -> Step:
-    name = "one_hot" if len(seen.counts) <= MAX_ONE_HOT else "vocabulary"
+    name = "one_hot" if len(seen) <= MAX_ONE_HOT else "vocabulary"
     return Step(name, load("operator", name)())
 
 
@@ -243,19 +256,24 @@ def _kind_for(chain: _Chain, values: Values) -> Kind:
 
 def _batch_values(array: pa.Array, column: Column) -> tuple[Values, np.ndarray | None]:
     """One column of a batch; text as its distinct values and how often each occurs."""
-    import pyarrow.compute as pc
-
     if column.type != "string":
         return raw_values(array, column), None
-    distinct = pc.value_counts(array)
-    texts = distinct.field("values")
-    if hasattr(texts, "dictionary_decode"):
-        texts = texts.dictionary_decode()
-    return strings(texts.to_pylist()), distinct.field("counts").to_numpy()
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(array.type):
+        distinct = pc.value_counts(array)
+        return Texts(distinct.field("values")), distinct.field("counts").to_numpy()
+    # A null is the place after the last.
+    places = pc.fill_null(array.indices, len(array.dictionary)).to_numpy()
+    counts = np.bincount(places, minlength=len(array.dictionary) + 1)
+    occurs = np.flatnonzero(counts)
+    texts = array.dictionary.take(pa.array(occurs, mask=occurs == len(array.dictionary)))
+    return Texts(texts), counts[occurs]
 
 
 def _uncounted(seen: Tally) -> Fitted:  # the default of the column makes its own summary
-    raise TypeError(f"{len(seen.counts)} categories have no summary")
+    raise TypeError(f"{len(seen)} categories have no summary")
 
 
 _ADVICE = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +18,8 @@ import numpy as np
 from tidemill.core.schema import NULL_STRING, NULL_TIMESTAMP
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from tidemill.features.builder import Block, Builder
 
 S = TypeVar("S")
@@ -60,6 +63,33 @@ class Values:
         if (self.kind, kind) != ("integer", "number"):
             raise TypeError(f"{self.kind} values are no {kind}")
         return Values("number", np.where(self.known(), self.data.astype(np.float64), np.nan))
+
+
+class Texts(Values):
+    """Texts as Arrow has them; they become Python's only where somebody asks for `data`."""
+
+    texts: pa.Array
+    """Null, or the noncharacter U+FFFF, is null."""
+
+    def __init__(self, texts: pa.Array) -> None:
+        import pyarrow.compute as pc
+
+        object.__setattr__(self, "kind", "string")
+        object.__setattr__(self, "valid", None)
+        object.__setattr__(self, "texts", texts)
+        known = pc.fill_null(pc.not_equal(texts, NULL_STRING), False)
+        object.__setattr__(self, "_known", np.asarray(known.to_numpy(zero_copy_only=False)))
+
+    @cached_property
+    def data(self) -> np.ndarray:  # type: ignore[override]
+        return strings(self.texts.to_pylist()).data
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def known(self) -> np.ndarray:
+        known: np.ndarray = self.__dict__["_known"]
+        return known
 
 
 def numbers(data: Any) -> Values:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tidemill.core.sketch import Moments
-from tidemill.features.operator import Fitted, Values
+from tidemill.features.operator import Fitted, Texts, Values
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Moments leave out what is larger: its square would not fit in float64.
 LARGEST = 1e145
 
 # Distinct numbers that a distribution keeps exactly; beyond, neighbours share a bin.
 MAX_BINS = 2**17
+
+# Distinct categories of all columns of one pass that are counted exactly.
+MAX_CATEGORIES = 2**21
+PENDING_CATEGORIES = 2**16
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,79 @@ class MeanAndStd:
         return self.summary(state)
 
 
-@dataclass
 class Histogram:
-    """Distinct numbers in rising order and how often each occurs; see `Distribution`."""
+    """Distinct numbers in rising order and how often each occurs; see `Distribution`.
 
-    shift: int = 0
-    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    values: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
-    counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    nulls: int = 0
+    What is added waits until there is enough of it to be worth sorting in.
+    """
+
+    def __init__(self) -> None:
+        self.shift = 0
+        self.nulls = 0
+        self._keys = np.empty(0, np.int64)
+        self._values = np.empty(0, np.float64)
+        self._counts = np.empty(0, np.int64)
+        self._waiting: list[tuple[np.ndarray, np.ndarray | None]] = []
+
+    def add(self, x: np.ndarray, counts: np.ndarray | None) -> None:
+        """Take in finite numbers, no -0.0 among them, and how often each occurs, once where None."""
+        self._waiting.append((x, counts))
+        if sum(len(values) for values, _ in self._waiting) >= 2 * MAX_BINS:
+            self._settle()
+
+    def merge(self, other: Histogram) -> None:
+        self.nulls += other.nulls
+        for x, counts in other._waiting:
+            self.add(x, counts)
+        if len(other._values):
+            self._join(other._values, other._counts, other.shift)
+
+    @property
+    def keys(self) -> np.ndarray:
+        return self._settle()._keys
+
+    @property
+    def values(self) -> np.ndarray:
+        return self._settle()._values
+
+    @property
+    def counts(self) -> np.ndarray:
+        return self._settle()._counts
+
+    def _settle(self) -> Histogram:
+        waiting, self._waiting = self._waiting, []
+        once = [x for x, counts in waiting if counts is None]
+        if once:
+            x = np.sort(np.concatenate(once))
+            starts = _starts(x)
+            self._join(x[starts], np.diff(starts, append=len(x)), 0)
+        counted = [(x, counts) for x, counts in waiting if counts is not None]
+        if counted:
+            x = np.concatenate([x for x, _ in counted])
+            order = np.argsort(x, kind="stable")
+            x, counts = x[order], np.concatenate([counts for _, counts in counted])[order]
+            starts = _starts(x)
+            self._join(x[starts], _sums(counts, starts), 0)
+        return self
+
+    def _join(self, values: np.ndarray, counts: np.ndarray, shift: int) -> None:
+        """Sort in distinct numbers in rising order; as many bits are dropped as the bound asks for, and no more."""
+        self.shift = max(self.shift, shift)
+        if len(self._values):
+            values, counts = np.concatenate([self._values, values]), np.concatenate([self._counts, counts])
+            order = np.argsort(values, kind="stable")  # two sorted runs, which a stable sort merges in one pass
+            values, counts = values[order], counts[order]
+        full = _ordered(values)
+        starts = _starts(full >> self.shift)
+        if len(starts) > MAX_BINS:
+            low, high = self.shift, 63
+            while low + 1 < high:
+                middle = (low + high) // 2
+                low, high = (middle, high) if len(_starts(full >> middle)) > MAX_BINS else (low, middle)
+            self.shift = high
+            starts = _starts(full >> high)
+        self._values, self._counts = values[starts], _sums(counts, starts)
+        self._keys = full[starts] >> self.shift
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
         """Quantiles, linear between neighbours as NumPy's default; [] where there is no number."""
@@ -83,28 +154,16 @@ class Distribution:
         return Histogram()
 
     def update(self, state: Histogram, values: Values, counts: np.ndarray | None) -> Histogram:
-        kept = np.isfinite(values.data)
-        weights = np.ones(len(values), np.int64) if counts is None else counts
-        x = values.data[kept] + 0.0
-        if counts is None:
-            distinct, occurs = np.unique(x, return_counts=True)
-        else:
-            distinct, places = np.unique(x, return_inverse=True)
-            occurs = np.bincount(places, weights[kept], len(distinct))
-        piece = Histogram(0, _ordered(distinct), distinct, occurs.astype(np.int64), int(weights[np.isnan(values.data)].sum()))
-        return self.merge(state, piece)
+        null, kept = np.isnan(values.data), np.isfinite(values.data)
+        state.nulls += int(np.count_nonzero(null) if counts is None else counts[null].sum())
+        if not kept.all():
+            counts = None if counts is None else counts[kept]
+        state.add((values.data if kept.all() else values.data[kept]) + 0.0, counts)
+        return state
 
     def merge(self, left: Histogram, right: Histogram) -> Histogram:
-        shift = max(left.shift, right.shift)
-        keys = np.concatenate([left.keys >> (shift - left.shift), right.keys >> (shift - right.shift)])
-        values = np.concatenate([left.values, right.values])
-        counts = np.concatenate([left.counts, right.counts])
-        order = np.argsort(keys, kind="stable")  # two sorted runs, which a stable sort merges in one pass
-        keys, values, counts = _grouped(keys[order], values[order], counts[order], exact=shift == 0)
-        while len(keys) > MAX_BINS:
-            shift += 1
-            keys, values, counts = _grouped(keys >> 1, values, counts, exact=False)
-        return Histogram(shift, keys, values, counts, left.nulls + right.nulls)
+        left.merge(right)
+        return left
 
     def finish(self, state: Histogram) -> Fitted:
         return self.summary(state)
@@ -116,31 +175,117 @@ def _ordered(x: np.ndarray) -> np.ndarray:
     return bits ^ ((bits >> 63) & np.int64(2**63 - 1))
 
 
-def _grouped(keys: np.ndarray, values: np.ndarray, counts: np.ndarray, *, exact: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sorted bins with equal keys made one: the smallest value (where `exact`, there is but one), the sum of counts."""
-    if not len(keys):
-        return keys, values, counts
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    return keys[starts], values[starts] if exact else np.minimum.reduceat(values, starts), np.add.reduceat(counts, starts)
+def _starts(x: np.ndarray) -> np.ndarray:
+    """Where each run of equal values begins."""
+    if not len(x):
+        return np.empty(0, np.int64)
+    return np.concatenate([[0], np.flatnonzero(x[1:] != x[:-1]) + 1])
 
 
-@dataclass
+def _sums(counts: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    return np.add.reduceat(counts, starts) if len(starts) else counts
+
+
 class Tally:
-    """How often each category occurs, exactly; nulls apart. Takes memory for every distinct category."""
+    """How often each category occurs; nulls apart. See `Categories`."""
 
-    counts: dict[Any, int] = field(default_factory=dict)
-    nulls: int = 0
+    def __init__(self) -> None:
+        self.nulls = 0
+        self.error = 0
+        """Most by which a count is too low, and most that a category may occur which is not here."""
+        self._pieces: list[tuple[pa.Array, np.ndarray]] = []
+        self._whole = 0
+
+    def __len__(self) -> int:
+        """How many categories there are."""
+        return len(self._summed()[0])
+
+    @property
+    def counts(self) -> dict[Any, int]:
+        """How often each category occurs."""
+        values, counts = self._summed()
+        return dict(zip(values.to_pylist(), counts.tolist(), strict=True))
+
+    @property
+    def size(self) -> int:
+        """Entries in memory: categories, some of them more than once."""
+        return sum(len(values) for values, _ in self._pieces)
 
     def ranked(self, *, size: int | None = None, min_count: int = 1) -> list[Any]:
         """Categories, most frequent first, equal ones by value; at most `size`, each at least `min_count` times."""
-        kept = [(-count, value) for value, count in self.counts.items() if count >= min_count]
-        kept.sort()
-        return [value for _, value in kept[:size]]
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        values, counts = self._summed()
+        often = counts >= min_count
+        values, counts = values.filter(pa.array(often)), counts[often]
+        by_value = pc.array_sort_indices(values).to_numpy()  # texts by their UTF-8 bytes, which is by code points
+        order = by_value[np.argsort(-counts[by_value], kind="stable")]
+        ranked: list[Any] = values.take(pa.array(order[:size])).to_pylist()
+        return ranked
+
+    def add(self, values: pa.Array, counts: np.ndarray) -> None:
+        """Take in categories, no null among them, and how often each occurs."""
+        if len(values):
+            self._pieces.append((values, counts))
+            if self.size > 2 * max(self._whole, PENDING_CATEGORIES):
+                self._summed()
+
+    def merge(self, other: Tally) -> None:
+        self.nulls += other.nulls
+        self.error += other.error
+        for values, counts in other._pieces:
+            self.add(values, counts)
+
+    def keep(self, most: int) -> None:
+        """Leave only the `most` frequent categories or fewer (Misra and Gries 1982, merged as in Agarwal et al. 2012)."""
+        import pyarrow as pa
+
+        values, counts = self._summed()
+        if len(counts) > most:
+            cut = int(np.partition(counts, -most - 1)[-most - 1])
+            often = counts > cut
+            self._pieces = [(values.filter(pa.array(often)), counts[often] - cut)]
+            self._whole = int(often.sum())
+            self.error += cut
+
+    def _summed(self) -> tuple[pa.Array, np.ndarray]:
+        """Every category once, in the order in which they came first."""
+        import pyarrow as pa
+
+        if not self._pieces:
+            return pa.array([], pa.string()), np.empty(0, np.int64)
+        if len(self._pieces) > 1 or not self._whole:
+            table = pa.table({
+                "value": pa.chunked_array([values for values, _ in self._pieces]),
+                "count": pa.chunked_array([pa.array(counts) for _, counts in self._pieces]),
+            })  # fmt: skip
+            self._pieces = []
+            summed = table.group_by("value", use_threads=False).aggregate([("count", "sum")]).combine_chunks()
+            values, counts = summed["value"].combine_chunks(), summed["count_sum"].to_numpy()
+            self._pieces, self._whole = [(values, counts)], len(values)
+        return self._pieces[0]
+
+
+def bounded(tallies: Sequence[Tally], most: int | None = None) -> None:
+    """Leave at most some `most` categories in all, 2^21 by default: those of the column with the most are thinned out first."""
+    most = MAX_CATEGORIES if most is None else most
+    if sum(tally.size for tally in tallies) <= most:
+        return
+    sizes = [len(tally) for tally in tallies]
+    while sum(sizes) > most:
+        largest = int(np.argmax(sizes))
+        tallies[largest].keep(sizes[largest] // 2)
+        sizes[largest] = len(tallies[largest])
 
 
 @dataclass(frozen=True)
 class Categories:
-    """Exact counts of categories: texts or integers."""
+    """Counts of categories: texts or integers.
+
+    Exact as long as all columns that are fitted together have no more than 2^21 categories. Beyond, the rare ones of the
+    columns with the most give way, and counts are too low by at most `Tally.error`.
+    """
 
     summary: Callable[[Tally], Fitted]
 
@@ -148,27 +293,22 @@ class Categories:
         return Tally()
 
     def update(self, state: Tally, values: Values, counts: np.ndarray | None) -> Tally:
+        import pyarrow as pa
+
         known = values.known()
         weights = np.ones(len(values), np.int64) if counts is None else counts
         state.nulls += int(weights[~known].sum())
-        data, weights = values.data[known], weights[known]
-        if values.kind != "string":
-            data, places = np.unique(data, return_inverse=True)
-            weights = np.bincount(places, weights, len(data)).astype(np.int64)
-        counted = dict(zip(data.tolist(), weights.tolist(), strict=True))
-        if len(counted) == len(data) and not state.counts:
-            state.counts = counted
-            return state
-        totals = state.counts
-        for value, count in zip(data.tolist(), weights.tolist(), strict=True):
-            totals[value] = totals.get(value, 0) + count
+        if isinstance(values, Texts):
+            state.add(values.texts if known.all() else values.texts.filter(pa.array(known)), weights[known])
+        elif values.kind == "string":
+            state.add(pa.array(values.data[known], pa.string()), weights[known])
+        else:
+            data, places = np.unique(values.data[known], return_inverse=True)
+            state.add(pa.array(data), np.bincount(places, weights[known], len(data)).astype(np.int64))
         return state
 
     def merge(self, left: Tally, right: Tally) -> Tally:
-        totals, get = left.counts, left.counts.get
-        for value, count in right.counts.items():
-            totals[value] = get(value, 0) + count
-        left.nulls += right.nulls
+        left.merge(right)
         return left
 
     def finish(self, state: Tally) -> Fitted:
