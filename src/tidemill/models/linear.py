@@ -1,14 +1,21 @@
-"""Logistic and ridge regression by scikit-learn; also the baseline beside every other model.
+"""Linear and logistic regression with absolute and squared penalties; also the baseline beside every other model.
 
-Takes any numbers: a missing value counts as the feature's training mean; a value farther from the training range than
-the range is wide, infinities among them, counts as that farthest point. Features are standardised inside.
+What is minimised, over the standardised features z of rows with weights w, the intercept being free:
+
+    sum w loss(y, f) + l1 |b| + l2 b'b / 2,   f = intercept + z'b
+
+with half the squared error as the loss of regression, and the log loss of classes. So regression without penalties is
+scikit-learn's LinearRegression, `l2` its Ridge's alpha; of its Lasso's and ElasticNet's alpha and l1_ratio, with W the
+total weight, l1 is W alpha l1_ratio and l2 is W alpha (1 - l1_ratio); of LogisticRegression's C, l2 is (1 - l1_ratio) / C and
+l1 is l1_ratio / C. Regression takes one scan of the rows, classes a few passes more, whatever the number of rows. Where
+features are too many for that, scikit-learn fits an even selection of the rows.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,12 +27,23 @@ from tidemill.core.errors import DataError
 from tidemill.core.load import need
 from tidemill.core.metrics import evaluate
 from tidemill.models import base, export
+from tidemill.models.gram import Gram
+from tidemill.models.logistic import Chunk, Penalty, newton, start
+from tidemill.models.quadratic import least
+from tidemill.models.scaling import Moments, Scaling, chunks, finite
 
 if TYPE_CHECKING:
     import onnx
 
-# Rows beyond what this holds as float64 are thinned evenly: coefficients gain nothing from them.
+# The most unknowns of an exact fit: its matrix has their square, and its work grows with it.
+MAX_UNKNOWNS = {"regression": 2_000, "binary": 1_000, "multiclass": 1_000}
+
+# Beyond that, rows over what this holds as float64 are thinned evenly.
 MAX_BYTES = 256 * 2**20
+
+# Rows on which a fit of classes starts, and how near to their optimum.
+SAMPLE_ROWS = 20_000
+SAMPLE_TOLERANCE = 1e-5
 
 # Score of a class that training never saw: its probability is 0.
 NEVER = -1e4
@@ -35,14 +53,16 @@ NEVER = -1e4
 class LinearParams:
     """How the coefficients are fitted."""
 
-    l2: float = field(default=1.0, metadata={"min": 1e-9, "max": 1e9})
-    """Squared penalty on the coefficients of the standardised features."""
+    l1: float = field(default=0.0, metadata={"min": 0.0, "max": 1e12})
+    """Absolute penalty on the coefficients of the standardised features, which sets the weak ones to 0; 0 is none."""
+    l2: float = field(default=1.0, metadata={"min": 0.0, "max": 1e12})
+    """Squared penalty on them; 0 is none."""
     max_iter: int = field(default=200, metadata={"min": 1, "max": 100_000})
-    """Most iterations of the solver, for classification."""
+    """Most passes of the solver over the rows, for classes."""
 
 
 class Linear:
-    """Fits logistic regression (binary, multinomial) or ridge regression."""
+    """Fits least squares or logistic regression (binary, multinomial), exactly and over all rows."""
 
     Params: ClassVar[type] = LinearParams
     space: ClassVar[Mapping[str, Mapping[str, Any]]] = {"l2": {"log_float": [1e-3, 1e4]}}
@@ -62,24 +82,31 @@ class Linear:
         """Coefficients on the standardised features. `on_round` is called once, after the fit.
 
         Raises:
-            DataError: If there are no training rows, or they hold a single class.
+            DataError: If there are no training rows that count, or they hold a single class.
         """
         if not train.num_rows:
             raise DataError("training needs rows, got none")
-        scaling = Scaling.of(train)
-        z_NF, y_N, weight_N = _thinned(train, scaling)
-        estimator = _estimator(task, params, seed)
-        if task != "regression" and len(np.unique(y_N)) < 2:
-            raise DataError("training rows must hold at least two classes, got one", hint="look at the split and the target")
-        with need("threadpoolctl", "model.kind linear").threadpool_limits(threads), warnings.catch_warnings():
-            # Cut at max_iter: a little short of the optimum, which validation judges like any other fit.
-            warnings.simplefilter("ignore", need("sklearn.exceptions", "model.kind linear").ConvergenceWarning)
-            estimator.fit(z_NF, y_N, sample_weight=weight_N)
+        seen_N, weight_N = train.targets()
+        if weight_N is not None and not (weight_N > 0).any():
+            raise DataError("training needs rows with a weight above 0, got none")
+        seen: list[int] = []
+        if task != "regression":
+            seen = np.unique(seen_N if weight_N is None else seen_N[weight_N > 0]).astype(np.int64).tolist()
+            if len(seen) < 2:
+                raise DataError("training rows must hold at least two classes, got one", hint="look at the split and the target")
+        unknowns = train.num_features * (len(seen) if len(seen) > 2 else 1)
+        with need("threadpoolctl", "model.kind linear").threadpool_limits(threads):
+            if unknowns > MAX_UNKNOWNS[task]:
+                scaling, coefficient_SF, intercept_S = _by_library(train, task, params, seed)
+            elif task == "regression":
+                scaling, coefficient_SF, intercept_S = _least_squares(train, params)
+            else:
+                scaling, coefficient_SF, intercept_S = _logistic(train, seen, params)
         fitted = FittedLinear(
             scaling,
-            coefficient_SF=np.atleast_2d(estimator.coef_).astype(np.float32),
-            intercept_S=np.atleast_1d(estimator.intercept_).astype(np.float32),
-            seen=[] if task == "regression" else [int(value) for value in estimator.classes_],
+            coefficient_SF=coefficient_SF.astype(np.float32),
+            intercept_S=intercept_S.astype(np.float32),
+            seen=seen,
             task=task,
             num_classes=num_classes,
             names=list(train.names),
@@ -130,7 +157,8 @@ class FittedLinear:
         self.task = task
         self.num_classes = num_classes
         self.names = list(names)
-        self._estimator = _estimator(task, LinearParams(), 0)
+        linear_model = need("sklearn.linear_model", "model.kind linear")
+        self._estimator = linear_model.LinearRegression() if task == "regression" else linear_model.LogisticRegression()
         self._estimator.coef_ = coefficient_SF.astype(np.float64)
         self._estimator.intercept_ = intercept_S.astype(np.float64)
         if task != "regression":
@@ -192,81 +220,79 @@ class FittedLinear:
         return full_KF, full_K
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """How a raw feature becomes a standardised one; every array float32, shape (F,)."""
-
-    mean: np.ndarray
-    low: np.ndarray
-    """Least distance from the mean that counts, <= 0."""
-    high: np.ndarray
-    """Greatest distance from the mean that counts, >= 0."""
-    scale: np.ndarray
-    """Standard deviation; 1 for a constant."""
-
-    FIELDS: ClassVar[tuple[str, ...]] = ("mean", "low", "high", "scale")
-
-    @classmethod
-    def of(cls, matrix: base.Matrix) -> Scaling:
-        """The statistics of a matrix's finite values, merged batch by batch (Chan, Golub and LeVeque 1983)."""
-        width = matrix.num_features
-        count_F, mean_F, squares_F = np.zeros(width), np.zeros(width), np.zeros(width)
-        low_F, high_F = np.full(width, np.inf), np.full(width, -np.inf)
-        for batch in matrix.batches():
-            if not len(batch.x_NF):
-                continue
-            x_NF = np.where(np.isfinite(batch.x_NF), batch.x_NF, np.nan).astype(np.float64)
-            present_NF = ~np.isnan(x_NF)
-            added_F = present_NF.sum(axis=0)
-            batch_mean_F = np.where(present_NF, x_NF, 0).sum(axis=0) / np.maximum(added_F, 1)
-            batch_squares_F = np.square(np.where(present_NF, x_NF - batch_mean_F, 0)).sum(axis=0)
-            total_F = np.maximum(count_F + added_F, 1)
-            gap_F = np.where(added_F > 0, batch_mean_F - mean_F, 0)
-            squares_F += batch_squares_F + gap_F**2 * count_F * added_F / total_F
-            mean_F += gap_F * added_F / total_F
-            count_F += added_F
-            low_F, high_F = np.fmin(low_F, np.fmin.reduce(x_NF)), np.fmax(high_F, np.fmax.reduce(x_NF))
-        empty_F = count_F == 0
-        low_F, high_F = np.where(empty_F, 0, low_F), np.where(empty_F, 0, high_F)
-        deviation_F = np.sqrt(squares_F / np.maximum(count_F, 1))
-        # Below this a spread is rounding, not information.
-        constant_F = deviation_F <= np.maximum(1e-30, 1e-7 * np.abs(mean_F))
-        largest, width_F = float(np.finfo(np.float32).max), np.where(constant_F, 0, high_F - low_F)
-        return cls(
-            mean=mean_F.astype(np.float32),
-            low=np.where(constant_F, 0, np.maximum(low_F - mean_F - width_F, -largest)).astype(np.float32),
-            high=np.where(constant_F, 0, np.minimum(high_F - mean_F + width_F, largest)).astype(np.float32),
-            scale=np.where(constant_F, 1, deviation_F).astype(np.float32),
-        )
-
-    def apply(self, x_NF: np.ndarray) -> np.ndarray:
-        """Standardised features, float64."""
-        z_NF = x_NF.astype(np.float64)
-        z_NF -= self.mean
-        z_NF[np.isnan(z_NF)] = 0
-        np.clip(z_NF, self.low.astype(np.float64), self.high.astype(np.float64), out=z_NF)
-        z_NF /= self.scale
-        return z_NF
-
-    def graph(self, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-        """The same as nodes from `features` to the tensor `output`."""
-        node = need("onnx.helper", "exporting a model").make_node
-        nodes = [
-            node("Sub", [export.FEATURES, "model/mean"], ["model/centred"]),
-            node("IsNaN", ["model/centred"], ["model/missing"]),
-            node("Where", ["model/missing", "model/zero", "model/centred"], ["model/filled"]),
-            node("Max", ["model/filled", "model/low"], ["model/above"]),
-            node("Min", ["model/above", "model/high"], ["model/within"]),
-            node("Div", ["model/within", "model/scale"], [output]),
-        ]
-        return nodes, [export.tensor("model/zero", 0.0), *(export.tensor(f"model/{name}", getattr(self, name)) for name in self.FIELDS)]
+Coefficients = tuple[Scaling, np.ndarray, np.ndarray]
 
 
-def _estimator(task: str, params: LinearParams, seed: int) -> Any:
+def _least_squares(train: base.Matrix, params: LinearParams) -> Coefficients:
+    """Scaling, coefficients (1, F) and intercept (1,) by one scan."""
+    gram = Gram.of(train)
+    if gram is None:  # the caller has seen that there is weight
+        raise DataError("training needs rows, got none")
+    b_F = least(gram.xx_FF + params.l2 * np.eye(len(gram.xy_F)), gram.xy_F, l1=params.l1)
+    return gram.scaling, b_F[None], np.array([gram.target - gram.mean_F @ b_F])
+
+
+def _logistic(train: base.Matrix, seen: Sequence[int], params: LinearParams) -> Coefficients:
+    """Scaling, coefficients (S, F) and intercepts (S,), S = 1 for two classes that were seen."""
+    step = -(-train.num_rows // SAMPLE_ROWS)
+    scaling, sample = _sampled(train, step)
+    place_K = np.zeros(max(seen) + 1)
+    place_K[seen] = np.arange(len(seen))
+
+    def rows(found: Iterable[Chunk]) -> Iterable[Chunk]:
+        return ((scaling.apply(x_NF), place_K[y_N.astype(np.int64)], weight_N) for x_NF, y_N, weight_N in found)
+
+    y_N, weight_N = train.targets()
+    share_K = np.bincount(place_K[y_N.astype(np.int64)].astype(np.int64), weights=weight_N, minlength=len(seen))
+    penalty = Penalty(l1=params.l1, l2=params.l2)
+    b_SB = start(share_K / share_K.sum(), train.num_features)
+    whole = step == 1
+    if not whole:
+        # The penalty is weighed against the sample as it will be against all rows.
+        part = _weight(sample) / float(share_K.sum())
+        thin = Penalty(l1=params.l1 * part, l2=params.l2 * part)
+        in_memory = list(rows(sample))
+        b_SB = newton(lambda: in_memory, b_SB, penalty=thin, max_passes=params.max_iter, tolerance=SAMPLE_TOLERANCE)
+    in_memory = list(rows(sample)) if whole else []
+    b_SB = newton(lambda: in_memory if whole else rows(chunks(train)), b_SB, penalty=penalty, max_passes=params.max_iter)
+    return scaling, b_SB[:, :-1], b_SB[:, -1]
+
+
+def _sampled(train: base.Matrix, step: int) -> tuple[Scaling, list[Chunk]]:
+    """The scaling, and every `step`-th row that counts as it is, by one pass."""
+    moments, sample, first = Moments(train.num_features), [], 0
+    for x_NF, y_N, weight_N in chunks(train):
+        moments.add(finite(x_NF), weight_N)
+        taken = slice((-first) % step, None, step)
+        sample.append((x_NF[taken].copy(), y_N[taken], None if weight_N is None else weight_N[taken]))
+        first += len(y_N)
+    return Scaling.from_moments(moments), sample
+
+
+def _weight(sample: Iterable[Chunk]) -> float:
+    return float(sum(len(y_N) if weight_N is None else weight_N.sum() for _, y_N, weight_N in sample))
+
+
+def _by_library(train: base.Matrix, task: str, params: LinearParams, seed: int) -> Coefficients:
+    """The same by scikit-learn, on as many rows as fit in memory."""
     linear_model = need("sklearn.linear_model", "model.kind linear")
-    if task == "regression":
-        return linear_model.Ridge(alpha=params.l2, solver="cholesky", random_state=seed)
-    return linear_model.LogisticRegression(C=1 / params.l2, max_iter=params.max_iter, random_state=seed)
+    scaling = Scaling.of(train)
+    z_NF, y_N, weight_N = _thinned(train, scaling)
+    total, whole = (float(len(y_N)) if weight_N is None else float(weight_N.sum())), params.l1 + params.l2
+    share = params.l1 / whole if whole else 0.0
+    if task != "regression":
+        solver = "saga" if params.l1 else "lbfgs"
+        inverse = 1 / whole if whole else np.inf
+        estimator = linear_model.LogisticRegression(C=inverse, l1_ratio=share, solver=solver, max_iter=params.max_iter, random_state=seed)
+    elif params.l1:
+        estimator = linear_model.ElasticNet(alpha=whole / total, l1_ratio=share, max_iter=params.max_iter)
+    else:
+        estimator = linear_model.Ridge(alpha=params.l2, solver="cholesky" if params.l2 else "svd")
+    with warnings.catch_warnings():
+        # Cut at max_iter: a little short of the optimum, which validation judges like any other fit.
+        warnings.simplefilter("ignore", need("sklearn.exceptions", "model.kind linear").ConvergenceWarning)
+        estimator.fit(z_NF, y_N, sample_weight=weight_N)
+    return scaling, np.atleast_2d(estimator.coef_), np.atleast_1d(estimator.intercept_)
 
 
 def _thinned(train: base.Matrix, scaling: Scaling) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
