@@ -97,7 +97,8 @@ def _features(path: Path) -> Artifact:
         [numpy_helper.from_array(np.float32([[np.nan]]), "nan")],
     )
     opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    columns: dict[str, Any] = {"distance": [], "stops": [], "carrier": [{"op": "vocabulary"}]}
     with writing(path, stage="features") as out:
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), out / "features.onnx")
-        write_json(out / "features.json", {"inputs": INPUTS.to_json(), "names": ["distance", "stops", "carrier"], "columns": {}})
+        write_json(out / "features.json", {"inputs": INPUTS.to_json(), "names": list(columns), "columns": columns})
     return Artifact.open(path)

@@ -18,8 +18,8 @@ from tidemill.core.errors import DataError
 if TYPE_CHECKING:
     import onnx
 
-# Called after each round with its number from 0 and what was measured in it, such as `valid_log_loss`; the first entry is
-# the measure that the model itself goes by, and its name after `valid_` is a metric's. True stops the fit there.
+# Called after each round with its number from 0 and what was measured in it, such as `valid_log_loss` and `train_log_loss`;
+# the first entry is the measure that the model itself goes by, and its name after `valid_` is a metric's. True stops the fit there.
 OnRound = Callable[[int, Mapping[str, float]], bool]
 
 
@@ -91,6 +91,8 @@ class Scored(Fitted, Protocol):
 
 class Model(Protocol):
     """A kind of model: how its parameters are called, and how it is fitted.
+
+    One that has an attribute `memory_bytes` is told there how much memory a fit may take, before the first.
 
     An instance may keep what it derived from a matrix (such as quantised columns) for the next `fit` on the same
     object, so that a search over parameters pays for it once.

@@ -11,6 +11,7 @@ from tidemill.core.errors import ConfigError, Unsupported, nearest
 from tidemill.core.load import load, names
 from tidemill.core.project import build
 from tidemill.models.base import Model
+from tidemill.models.interval import QuantileModel
 
 # Kinds that are known by name and not built in this version.
 UNBUILT = ("random_forest", "mlp", "dcn", "two_tower", "text", "image", "sequence", "decoder", "ensemble")
@@ -26,6 +27,9 @@ class ModelConfig:
     """platt: a logistic curve over the score, fitted on the validation rows; absent means none."""
     class_weight: Any = None
     """balanced, or a table of weights by class (class names as text, others keep 1); absent means none."""
+    interval: float | None = None
+    """Share of new rows whose true value an interval around the prediction is to hold, in 0.1..0.99; regression by
+    xgboost; absent means no interval."""
     params: Mapping[str, Any] = field(default_factory=dict)
     """The kind's parameters, those that differ from its defaults; in a project file they stand beside `kind`."""
 
@@ -38,11 +42,12 @@ class ModelConfig:
         nested = tree.get("params", {})
         if not isinstance(nested, Mapping):
             raise ConfigError(f"{path}.params: must be a table, got {nested!r} ({where})")
-        own = ("kind", "calibrate", "class_weight", "params")
+        own = ("kind", "calibrate", "class_weight", "interval", "params")
         config = cls(
             kind=kind,
             calibrate=tree.get("calibrate"),
             class_weight=tree.get("class_weight"),
+            interval=tree.get("interval"),
             params={**{key: value for key, value in tree.items() if key not in own}, **nested},
         )
         config.check(path, where)
@@ -59,6 +64,7 @@ class ModelConfig:
         if self.calibrate not in (None, "platt"):
             raise ConfigError(f"{path}.calibrate: must be platt or absent, got {self.calibrate!r} ({where})")
         self._check_class_weight(path, where)
+        self._check_interval(path, where)
         if ":" not in self.kind:
             self.parameters(path=path, where=where)
 
@@ -74,6 +80,20 @@ class ModelConfig:
             )
         return made
 
+    def tuned(self, found: Mapping[str, Any]) -> ModelConfig:
+        """This section with what a search found, by path such as model.max_depth, over it.
+
+        Another kind keeps those of the project's parameters that it knows too; "none" is no calibration and no class weights.
+        """
+        values = {path.removeprefix("model."): value for path, value in found.items()}
+        own: dict[str, Any] = {name: values.pop(name) for name in ("kind", "calibrate", "class_weight") if name in values}
+        own |= {name: None for name in ("calibrate", "class_weight") if own.get(name) == "none"}
+        params = dict(self.params)
+        if own.get("kind", self.kind) != self.kind:
+            known = {f.name for f in dataclasses.fields(ModelConfig(kind=own["kind"]).model().Params)}
+            params = {name: value for name, value in params.items() if name in known}
+        return dataclasses.replace(self, **own, params={**params, **values})
+
     def parameters(self, overrides: Mapping[str, Any] | None = None, *, path: str = "model", where: str = "project") -> Any:
         """The kind's `Params`, checked, `overrides` (by plain name) laid over what the project says.
 
@@ -85,7 +105,7 @@ class ModelConfig:
         known = [f.name for f in dataclasses.fields(struct)]
         for key in given:
             if key not in known:
-                candidates = [*known, "kind", "calibrate", "class_weight"]
+                candidates = [*known, "kind", "calibrate", "class_weight", "interval"]
                 close = nearest(key, candidates)
                 hint = f"did you mean {f'{path}.{close}'!r}?" if close else f"known for {self.kind}: {', '.join(candidates)}"
                 raise ConfigError(f"{path}.{key}: is not a known key ({where})", hint=hint)
@@ -100,3 +120,11 @@ class ModelConfig:
         for name, weight in setting.items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
                 raise ConfigError(f"{path}.class_weight.{name}: must be a number of at least 0, got {weight!r} ({where})")
+
+    def _check_interval(self, path: str, where: str) -> None:
+        if self.interval is None:
+            return
+        if isinstance(self.interval, bool) or not isinstance(self.interval, (int, float)) or not 0.1 <= self.interval <= 0.99:
+            raise ConfigError(f"{path}.interval: must be a share in 0.1..0.99, got {self.interval!r} ({where})")
+        if ":" not in self.kind and not isinstance(self.model(), QuantileModel):
+            raise Unsupported(f"{path}.interval: needs a kind that fits quantiles, got {self.kind!r} ({where})", hint="xgboost does")

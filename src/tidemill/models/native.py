@@ -1,4 +1,4 @@
-"""A fitted model as files, without pickle: what its library writes, its kind, and its calibration."""
+"""A fitted model as files, without pickle: what its library writes, its kind, its calibration and interval."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from tidemill.core.artifact import write_json
 from tidemill.core.errors import DataError
 from tidemill.core.load import load as load_extension
+from tidemill.models import interval
 from tidemill.models.base import Fitted, Scored
 from tidemill.models.calibration import CALIBRATION, Calibrated, Platt
 
@@ -22,7 +23,7 @@ def save(fitted: Fitted, folder: Path, *, kind: str) -> None:
 
 
 def load(folder: Path) -> Fitted:
-    """The fitted model in `folder`, calibrated where it was.
+    """The fitted model in `folder`, calibrated and with its interval where it was.
 
     Raises:
         DataError: If the folder does not hold one.
@@ -31,7 +32,10 @@ def load(folder: Path) -> Fitted:
         kind = json.loads((folder / KIND).read_text(encoding="utf-8"))["kind"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder} must hold a native model: {error}", hint="run the train stage again") from error
-    fitted: Fitted = load_extension("model", kind)().load(folder)
+    model = load_extension("model", kind)()
+    fitted: Fitted = model.load(folder)
+    if (folder / interval.INTERVAL).exists():
+        return interval.load(fitted, model, folder)
     if (folder / CALIBRATION).exists() and isinstance(fitted, Scored):
         return Calibrated(fitted, Platt.from_json(json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))))
     return fitted

@@ -7,6 +7,7 @@ one counts as 1e38, in prediction as the largest float, which is beyond every th
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import weakref
@@ -18,9 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tidemill.core.artifact import write_json
-from tidemill.core.errors import ConfigError, DataError
+from tidemill.core.errors import ConfigError, DataError, nearest
 from tidemill.core.load import need
-from tidemill.core.metrics import metric_of
 from tidemill.models import base, export
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ MEASURES = {
     "multiclass": {"log_loss": "mlogloss", "roc_auc": "auc"},
     "regression": {"rmse": "rmse", "mae": "mae"},
 }
+
+# Training rows, evenly spread, on which the loss of each round is told beside that of the validation rows.
+WATCHED_ROWS = 50_000
+
+# What XGBoost takes for quantised rows, measured with missing values, which make it keep four bytes a value and an index by
+# column. Without any it takes a byte or two, but that is known only when all rows have been read.
+CELL_BYTES = 6
+ROW_BYTES = 32
 
 # XGBoost's last threshold of a column is about twice its largest value, which has to stay a float32.
 LARGEST_TRAINED = np.float32(1e38)
@@ -71,8 +79,12 @@ class XGBoostParams:
     """Least gain of a split."""
     max_bin: int = field(default=256, metadata={"min": 2, "max": 65_536})
     """Values that a feature may take after quantisation."""
-    external_memory: bool = False
-    """Keep the quantised rows on disk and stream them each round, for data beyond memory."""
+    monotone: Mapping[str, Literal["increasing", "decreasing"]] = field(default_factory=dict)
+    """Features that the answer may only rise, or only fall with: `{ age = "increasing" }`, by feature or numeric column.
+    For binary the answer is the probability of class 1."""
+    external_memory: bool | Literal["auto"] = "auto"
+    """Keep the quantised rows on disk and stream them each round, for data beyond memory; auto does so where they
+    would not fit beside the cached features in `engine.memory`."""
 
 
 class XGBoost:
@@ -89,6 +101,7 @@ class XGBoost:
     }
 
     def __init__(self) -> None:
+        self.memory_bytes: int | None = None
         self._quantised: _Quantised | None = None
 
     def fit(
@@ -108,37 +121,49 @@ class XGBoost:
         The same for the same matrix, parameters, seed and thread count.
 
         Args:
-            on_round: Given what `params.watch` names each round, where there are validation rows, and then the task's loss.
+            on_round: Given what `params.watch` names each round, where there are validation rows, and then the task's loss;
+                after that the same of the training rows, or of 50,000 of them.
 
         Raises:
-            ConfigError: If `params.watch` does not judge the task.
+            ConfigError: If `params.watch` does not judge the task, or `params.monotone` names no feature.
             DataError: If there are no training rows.
         """
-        xgb = need("xgboost", "model.kind xgboost")
-        if not train.num_rows:
-            raise DataError("training needs rows, got none")
         measured = _measured(params.watch, task, valid)
-        settings = _settings(params, task, num_classes, seed, threads) | {"eval_metric": list(measured.values())}
-        with xgb.config_context(verbosity=0):
-            data = self._matrices(train, valid, params, threads)
-            watched = [(data.valid, "valid")] if data.valid is not None else []
-            booster = xgb.Booster(settings, [data.train, *(matrix for matrix, _ in watched)])
-            sign = 1 if metric_of(next(iter(measured))).greater_is_better else -1
-            best_round, best = 0, float("-inf")
-            for number in range(params.num_rounds):
-                booster.update(data.train, number)
-                values = _values(booster.eval_set(watched, number), measured) if watched else {}
-                value = sign * next(iter(values.values()), 0.0)
-                if value > best:
-                    best_round, best = number, value
-                stopped = on_round is not None and on_round(number, values)
-                if stopped or (watched and params.early_stopping and number - best_round >= params.early_stopping):
-                    break
-            last = booster.num_boosted_rounds() - 1
-            kept = best_round if watched and params.early_stopping else last
-            booster = booster if kept == last else booster[: kept + 1]
-            booster.set_param({"nthread": threads})
-        return FittedTrees(booster, task=task, num_classes=num_classes, names=list(train.names), best_round=kept)
+        settings = {"eval_metric": list(measured.values()), **_monotone(params.monotone, train.names, task)}
+        settings |= _settings(params, task, num_classes, seed, threads)
+        booster, kept, outside = self._boost(settings, measured, train, valid, params, threads, on_round)
+        fitted = FittedTrees(booster, task=task, num_classes=num_classes, names=list(train.names), best_round=kept)
+        fitted.external_memory = outside
+        return fitted
+
+    def fit_quantiles(
+        self, train: base.Matrix, valid: base.Matrix | None, *, levels: Sequence[float], params: XGBoostParams, seed: int, threads: int
+    ) -> FittedQuantiles:
+        """Trees for quantiles of the target, one a round for each level, up to the best validation round by pinball loss.
+
+        Args:
+            levels: Shares of the target below each quantile, in (0, 1).
+
+        Raises:
+            DataError: If there are no training rows.
+        """
+        settings = _settings(params, "regression", None, seed, threads) | _monotone(params.monotone, train.names, "regression")
+        settings |= {"objective": "reg:quantileerror", "quantile_alpha": list(levels), "eval_metric": "quantile"}
+        booster, _, _ = self._boost(settings, {"pinball": "quantile"}, train, valid, params, threads, None)
+        return FittedQuantiles(booster, num_levels=len(levels), num_features=len(train.names))
+
+    def load_quantiles(self, folder: Path) -> FittedQuantiles:
+        """What `FittedQuantiles.save` left.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        xgb = need("xgboost", "model.kind xgboost")
+        try:
+            facts = json.loads((folder / "quantiles.json").read_text(encoding="utf-8"))
+            return FittedQuantiles(xgb.Booster(model_file=str(folder / "quantiles.ubj")), **facts)
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{folder} must hold XGBoost's trees for quantiles: {error}") from error
 
     def load(self, folder: Path) -> FittedTrees:
         """The trees that `FittedTrees.save` left.
@@ -158,16 +183,64 @@ class XGBoost:
         """The learning rate: ten rounds at 0.03 have come as far as one at 0.3."""
         return params.learning_rate
 
+    def _boost(
+        self,
+        settings: Mapping[str, Any],
+        measured: Mapping[str, str],
+        train: base.Matrix,
+        valid: base.Matrix | None,
+        params: XGBoostParams,
+        threads: int,
+        on_round: base.OnRound | None,
+    ) -> tuple[Any, int, bool]:
+        """The booster up to its best round, that round, and whether its rows lay on disk."""
+        if not train.num_rows:
+            raise DataError("training needs rows, got none")
+        xgb = need("xgboost", "model.kind xgboost")
+        with xgb.config_context(verbosity=0):
+            data = self._matrices(train, valid, params, threads)
+            watched = [(data.valid, "valid")] if data.valid is not None else []
+            told = [*watched, (data.sample, "train")] if watched and on_round is not None else watched
+            booster = xgb.Booster(settings, list({id(matrix): matrix for matrix, _ in [(data.train, ""), *told]}.values()))
+            sign = 1 if measured.keys() & {"roc_auc", "average_precision"} else -1
+            best_round, best = 0, float("-inf")
+            for number in range(params.num_rounds):
+                booster.update(data.train, number)
+                values = _values(booster.eval_set(told, number), measured) if told else {}
+                value = sign * next(iter(values.values()), 0.0)
+                if value > best:
+                    best_round, best = number, value
+                stopped = on_round is not None and on_round(number, values)
+                if stopped or (watched and params.early_stopping and number - best_round >= params.early_stopping):
+                    break
+            last = booster.num_boosted_rounds() - 1
+            kept = best_round if watched and params.early_stopping else last
+            booster = booster if kept == last else booster[: kept + 1]
+            booster.set_param({"nthread": threads})
+        return booster, kept, data.outside
+
     def _matrices(self, train: base.Matrix, valid: base.Matrix | None, params: XGBoostParams, threads: int) -> _Quantised:
+        outside = params.external_memory is True
+        if params.external_memory == "auto" and self.memory_bytes is not None:
+            outside = quantised_bytes(train, valid) > self.memory_bytes
         kept = self._quantised
-        if kept is None or not kept.is_for(train, valid, params, threads):
+        if kept is None or not kept.is_for(train, valid, params.max_bin, threads, outside):
             self._quantised = None  # lets go of the old one before the new one takes its memory
-            self._quantised = kept = _Quantised(train, valid, params, threads)
+            self._quantised = kept = _Quantised(train, valid, params.max_bin, threads, outside)
         return kept
+
+
+def quantised_bytes(train: base.Matrix, valid: base.Matrix | None) -> int:
+    """About as much memory as XGBoost takes to hold these rows."""
+    rows = train.num_rows + (valid.num_rows if valid is not None else 0)
+    return rows * (train.num_features * CELL_BYTES + ROW_BYTES)
 
 
 class FittedTrees:
     """Boosted trees, already cut to the rounds that count."""
+
+    external_memory = False
+    """Whether the training rows lay on disk; not saved."""
 
     def __init__(self, booster: Any, *, task: str, num_classes: int | None, names: Sequence[str], best_round: int | None = None) -> None:
         self.booster = booster
@@ -189,45 +262,7 @@ class FittedTrees:
 
     def score_graph(self) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
         """One TreeEnsembleRegressor, from the model's own JSON."""
-        learner = json.loads(bytes(self.booster.save_raw("json")))["learner"]
-        model = learner["gradient_booster"]["model"]
-        if learner["gradient_booster"]["name"] != "gbtree":
-            raise ConfigError(f"only XGBoost's gbtree can be written as a graph, got {learner['gradient_booster']['name']}")
-        targets = self.num_classes if self.task == "multiclass" and self.num_classes else 1
-        trees = model["trees"]
-        sizes = [len(tree["left_children"]) for tree in trees]
-        if any(any(tree["split_type"]) for tree in trees):
-            raise ConfigError("XGBoost's categorical splits cannot be written as a graph", hint="encode the category as numbers")
-
-        def joined(key: str, kind: type) -> np.ndarray:
-            return np.concatenate([np.asarray(tree[key], kind) for tree in trees])
-
-        tree_ids = np.repeat(np.arange(len(trees)), sizes)
-        node_ids = np.concatenate([np.arange(size) for size in sizes])
-        left, value = joined("left_children", np.int64), joined("split_conditions", np.float64).astype(np.float32)
-        leaf = left == -1
-        target_ids = np.repeat(np.asarray(model["tree_info"], np.int64), sizes)[leaf]
-        node = need("onnx.helper", "exporting a model").make_node(
-            "TreeEnsembleRegressor",
-            [export.FEATURES],
-            [export.SCORE],
-            domain="ai.onnx.ml",
-            n_targets=targets,
-            base_values=_base_scores(learner, self.task, targets),
-            nodes_treeids=tree_ids.tolist(),
-            nodes_nodeids=node_ids.tolist(),
-            nodes_featureids=np.where(leaf, 0, joined("split_indices", np.int64)).tolist(),
-            nodes_modes=np.where(leaf, "LEAF", "BRANCH_LT").tolist(),
-            nodes_values=np.where(leaf, np.float32(0), value).tolist(),
-            nodes_truenodeids=np.where(leaf, 0, left).tolist(),
-            nodes_falsenodeids=np.where(leaf, 0, joined("right_children", np.int64)).tolist(),
-            nodes_missing_value_tracks_true=np.where(leaf, 0, joined("default_left", np.int64)).tolist(),
-            target_treeids=tree_ids[leaf].tolist(),
-            target_nodeids=node_ids[leaf].tolist(),
-            target_ids=target_ids.tolist(),
-            target_weights=value[leaf].tolist(),
-        )
-        return [node], []
+        return [tree_node(self.booster, self.task, self.num_classes if self.task == "multiclass" and self.num_classes else 1)], []
 
     def importance(self) -> dict[str, float]:
         """Each feature's share of the trees' total gain."""
@@ -248,26 +283,99 @@ class FittedTrees:
         return np.asarray(self.booster.inplace_predict(_within(x_NF, LARGEST), predict_type=kind), np.float64)
 
 
+class FittedQuantiles:
+    """Boosted trees for quantiles of the target; which quantile lies lower is not enforced."""
+
+    def __init__(self, booster: Any, *, num_levels: int, num_features: int) -> None:
+        self.booster = booster
+        self.num_levels = num_levels
+        self.num_features = num_features
+
+    def predict(self, x_NF: np.ndarray) -> np.ndarray:
+        """The quantiles, float64 [N, Q], in the order of their levels."""
+        if not len(x_NF):
+            return np.empty((0, self.num_levels))
+        return np.asarray(self.booster.inplace_predict(_within(x_NF, LARGEST)), np.float64).reshape(len(x_NF), -1)
+
+    def graph(self, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """Nodes and initializers from `features` to the tensor `output` [N, Q]."""
+        return [tree_node(self.booster, "regression", self.num_levels, output)], []
+
+    def save(self, folder: Path) -> None:
+        self.booster.save_model(str(folder / "quantiles.ubj"))
+        write_json(folder / "quantiles.json", {"num_levels": self.num_levels, "num_features": self.num_features})
+
+
+def tree_node(booster: Any, task: str, targets: int, output: str = export.SCORE) -> onnx.NodeProto:
+    """One TreeEnsembleRegressor from `features` to scores [N, targets], from the model's own JSON.
+
+    Raises:
+        ConfigError: If it is not of plain trees, or splits on categories.
+    """
+    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
+    model = learner["gradient_booster"]["model"]
+    if learner["gradient_booster"]["name"] != "gbtree":
+        raise ConfigError(f"only XGBoost's gbtree can be written as a graph, got {learner['gradient_booster']['name']}")
+    trees = model["trees"]
+    sizes = [len(tree["left_children"]) for tree in trees]
+    if any(any(tree["split_type"]) for tree in trees):
+        raise ConfigError("XGBoost's categorical splits cannot be written as a graph", hint="encode the category as numbers")
+
+    def joined(key: str, kind: type) -> np.ndarray:
+        return np.concatenate([np.asarray(tree[key], kind) for tree in trees])
+
+    tree_ids = np.repeat(np.arange(len(trees)), sizes)
+    node_ids = np.concatenate([np.arange(size) for size in sizes])
+    left, value = joined("left_children", np.int64), joined("split_conditions", np.float64).astype(np.float32)
+    leaf = left == -1
+    target_ids = np.repeat(np.asarray(model["tree_info"], np.int64), sizes)[leaf]
+    node: onnx.NodeProto = need("onnx.helper", "exporting a model").make_node(
+        "TreeEnsembleRegressor",
+        [export.FEATURES],
+        [output],
+        domain="ai.onnx.ml",
+        n_targets=targets,
+        base_values=_base_scores(learner, task, targets),
+        nodes_treeids=tree_ids.tolist(),
+        nodes_nodeids=node_ids.tolist(),
+        nodes_featureids=np.where(leaf, 0, joined("split_indices", np.int64)).tolist(),
+        nodes_modes=np.where(leaf, "LEAF", "BRANCH_LT").tolist(),
+        nodes_values=np.where(leaf, np.float32(0), value).tolist(),
+        nodes_truenodeids=np.where(leaf, 0, left).tolist(),
+        nodes_falsenodeids=np.where(leaf, 0, joined("right_children", np.int64)).tolist(),
+        nodes_missing_value_tracks_true=np.where(leaf, 0, joined("default_left", np.int64)).tolist(),
+        target_treeids=tree_ids[leaf].tolist(),
+        target_nodeids=node_ids[leaf].tolist(),
+        target_ids=target_ids.tolist(),
+        target_weights=value[leaf].tolist(),
+    )
+    return node
+
+
 class _Quantised:
     """Training and validation rows as XGBoost's own matrices, and for which data and settings they are."""
 
-    def __init__(self, train: base.Matrix, valid: base.Matrix | None, params: XGBoostParams, threads: int) -> None:
+    def __init__(self, train: base.Matrix, valid: base.Matrix | None, max_bin: int, threads: int, outside: bool) -> None:
         xgb = need("xgboost", "model.kind xgboost")
+        self.outside = outside
         self._for = (weakref.ref(train), None if valid is None else weakref.ref(valid))
-        self._settings = (params.max_bin, params.external_memory, threads)
-        self._folder = tempfile.mkdtemp(prefix="tidemill-xgboost-") if params.external_memory else None
-        kind = xgb.ExtMemQuantileDMatrix if self._folder else xgb.QuantileDMatrix
-        options = {"nthread": threads, "max_bin": params.max_bin}
-        self.train = kind(self._rows(train, "train"), **options)
+        self._settings = (max_bin, threads, outside)
+        self._folder = _scratch() if outside else None
+        kind = xgb.ExtMemQuantileDMatrix if outside else xgb.QuantileDMatrix
+        options = {"nthread": threads, "max_bin": max_bin}
+        spread = _Spread(train.num_rows)
+        self.train = kind(self._rows(train, "train", spread), **options)
+        self.sample = self.train if spread.step == 1 else xgb.QuantileDMatrix(**spread.taken(), ref=self.train, **options)
+        """The training rows that each round is told of."""
         self.valid = None if valid is None or not valid.num_rows else kind(self._rows(valid, "valid"), ref=self.train, **options)
-        if self._folder:  # after the last matrix, which takes its own files away
+        if self._folder:  # after the matrix that goes last, in this order, each of which takes its own files away
             weakref.finalize(self.train if self.valid is None else self.valid, shutil.rmtree, self._folder, ignore_errors=True)
 
-    def is_for(self, train: base.Matrix, valid: base.Matrix | None, params: XGBoostParams, threads: int) -> bool:
+    def is_for(self, train: base.Matrix, valid: base.Matrix | None, max_bin: int, threads: int, outside: bool) -> bool:
         same = self._for[0]() is train and (self._for[1]() if self._for[1] is not None else None) is valid
-        return same and self._settings == (params.max_bin, params.external_memory, threads)
+        return same and self._settings == (max_bin, threads, outside)
 
-    def _rows(self, matrix: base.Matrix, name: str) -> Any:
+    def _rows(self, matrix: base.Matrix, name: str, spread: _Spread | None = None) -> Any:
         """A matrix as XGBoost asks for it: batch by batch, several times, never whole."""
         data_iterator: Any = need("xgboost", "model.kind xgboost").DataIter
 
@@ -280,13 +388,53 @@ class _Quantised:
                 batch = next(self.batches, None)
                 if batch is None:
                     return False
-                input_data(data=_within(batch.x_NF, LARGEST_TRAINED), label=batch.y_N, weight=batch.weight_N)
+                x_NF = _within(batch.x_NF, LARGEST_TRAINED)
+                if spread is not None:
+                    spread.look(base.Batch(x_NF, batch.y_N, batch.weight_N))
+                input_data(data=x_NF, label=batch.y_N, weight=batch.weight_N)
                 return True
 
             def reset(self) -> None:
                 self.batches = iter(matrix.batches())
 
         return Rows(cache_prefix=str(Path(self._folder) / name)) if self._folder else Rows()
+
+
+class _Spread:
+    """Every n-th row of a matrix, taken while it goes by for the first time."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.step = -(-num_rows // WATCHED_ROWS)
+        self._num_rows, self._seen = num_rows, 0
+        self._parts: list[base.Batch] = []
+
+    def look(self, batch: base.Batch) -> None:
+        if self.step == 1 or self._seen >= self._num_rows:
+            return
+        picked = slice((-self._seen) % self.step, None, self.step)
+        weight_N = None if batch.weight_N is None else batch.weight_N[picked].copy()
+        self._parts.append(base.Batch(batch.x_NF[picked].copy(), batch.y_N[picked].copy(), weight_N))
+        self._seen += len(batch.y_N)
+
+    def taken(self) -> dict[str, Any]:
+        """The rows as XGBoost's matrices take them; given away."""
+        parts, self._parts = self._parts, []
+        weights = [part.weight_N for part in parts if part.weight_N is not None]
+        return {
+            "data": np.concatenate([part.x_NF for part in parts]),
+            "label": np.concatenate([part.y_N for part in parts]),
+            "weight": np.concatenate(weights) if weights else None,
+        }
+
+
+def _scratch() -> str:
+    """A new folder for rows on disk, named by this process; those of processes that were killed go."""
+    parent = Path(tempfile.gettempdir())
+    for folder in parent.glob("tidemill-xgboost-*"):
+        owner = folder.name.split("-")[2]
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"tidemill-xgboost-{os.getpid()}-")
 
 
 def _settings(params: XGBoostParams, task: str, num_classes: int | None, seed: int, threads: int) -> dict[str, Any]:
@@ -298,6 +446,22 @@ def _settings(params: XGBoostParams, task: str, num_classes: int | None, seed: i
         "alpha": params.reg_alpha, "gamma": params.gamma, "max_bin": params.max_bin,
     }  # fmt: skip
     return {**settings, "num_class": num_classes} if task == "multiclass" else settings
+
+
+def _monotone(directions: Mapping[str, str], names: Sequence[str], task: str) -> dict[str, Any]:
+    """XGBoost's constraint for each feature, where there are any."""
+    if directions and task == "multiclass":
+        raise ConfigError(
+            "model.monotone: must constrain one answer, a multiclass task has one a class", hint="use it for binary or regression"
+        )
+    for name in directions:
+        if name not in names:
+            close = nearest(name, names)
+            hint = f"did you mean {close!r}?" if close else f"features: {', '.join(list(names)[:12])}"
+            raise ConfigError(f"model.monotone.{name}: must be a feature", hint=hint)
+    signs = {"increasing": 1, "decreasing": -1}
+    found = tuple(signs.get(directions.get(name, ""), 0) for name in names)
+    return {"monotone_constraints": found} if any(found) else {}
 
 
 def _measured(watch: str, task: str, valid: base.Matrix | None) -> dict[str, str]:
@@ -316,7 +480,7 @@ def _values(text: str, measured: Mapping[str, str]) -> dict[str, float]:
     """XGBoost's line of a round, "[3] valid-auc:0.7 valid-logloss:0.41", as {"valid_roc_auc": 0.7, "valid_log_loss": 0.41}."""
     names = {theirs: ours for ours, theirs in measured.items()}
     pairs = [part.rpartition(":") for part in text.split()[1:]]
-    return {f"valid_{names[name.partition('-')[2]]}": float(value) for name, _, value in pairs}
+    return {f"{name.partition('-')[0]}_{names[name.partition('-')[2]]}": float(value) for name, _, value in pairs}
 
 
 def _base_scores(learner: Mapping[str, Any], task: str, targets: int) -> list[float]:

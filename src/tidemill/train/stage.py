@@ -18,6 +18,7 @@ from tidemill.core.project import Project, to_plain
 from tidemill.models import base, native
 from tidemill.models.base import Fitted, Matrix
 from tidemill.models.calibration import Calibrated
+from tidemill.models.interval import Ranged
 from tidemill.models.linear import Linear, LinearParams
 from tidemill.train.matrix import FeatureMatrix
 from tidemill.train.workload import Problem, Workload, prepare_model
@@ -41,8 +42,11 @@ def run(
     history: list[dict[str, float]] = []
     start = time.perf_counter()
     plain = workload.fit(model, params, _recorder(history, events))
+    outside = bool(getattr(plain, "external_memory", False))
+    if outside:
+        events.emit("train.external_memory", f"{workload.train.num_rows} rows streamed from disk each round, more than engine.memory holds")
     seconds = time.perf_counter() - start
-    fitted = workload.calibrated(plain, project.model)
+    fitted = workload.ranged(workload.calibrated(plain, project.model), model, params, project.model)
     baseline = workload.fit(Linear(), LinearParams())
     events.emit(
         "train.fitted", f"{project.model.kind} in {seconds:.1f} s", seconds=seconds, rounds=len(history), best_round=fitted.best_round
@@ -63,11 +67,13 @@ def run(
         "tuned": dict(tuned or {}),
         "rounds": len(history),
         "best_round": fitted.best_round,
+        "external_memory": outside,
         "metrics": metrics,
         "baseline": {"kind": "linear", "metrics": baseline_metrics, "importance": baseline.importance()},
         "trivial": {"prediction": prior, "metrics": {"valid": _trivial_metrics(workload, prior)}},
         "importance": fitted.importance(),
         "calibration": fitted.curve.to_json() if isinstance(fitted, Calibrated) else None,
+        "interval": {"level": fitted.level, "widening": fitted.widening} if isinstance(fitted, Ranged) else None,
     }
     write_json(out / "train.json", report)
     if valid_p is not None and isinstance(workload.valid, FeatureMatrix):

@@ -10,13 +10,17 @@ from typing import Any
 
 from tidemill.core.artifact import Artifact
 from tidemill.core.engine import memory_bytes
-from tidemill.core.errors import Unsupported
+from tidemill.core.errors import ConfigError, Unsupported
 from tidemill.core.project import Project
 from tidemill.models.base import Fitted, Matrix, Model, OnRound
 from tidemill.models.calibration import calibrate
 from tidemill.models.config import ModelConfig
+from tidemill.models.interval import fit_interval
 from tidemill.models.weights import Reweighted, class_weights
 from tidemill.train.matrix import FeatureMatrix, split_files
+
+# Operators that number categories in no order that means anything.
+UNORDERED = ("vocabulary", "hash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +61,11 @@ class Workload:
 
         Raises:
             Unsupported: If the project sets class weights for a task without classes.
+            ConfigError: If a feature whose numbers have no order is to be monotone.
         """
         problem = Problem.of(data)
         config: ModelConfig = project.model
+        _check_monotone(config.params.get("monotone"), features)
         if config.class_weight is not None and problem.classes is None:
             raise Unsupported(f"model.class_weight: needs a binary or multiclass task, got {problem.task}", hint="use data.weight")
         threads = project.engine.threads or os.cpu_count() or 1
@@ -108,6 +114,26 @@ class Workload:
             raise Unsupported("model.calibrate: needs validation rows", hint="raise data.split.valid")
         return calibrate(fitted, self.valid, task=self.problem.task, num_classes=self.problem.num_classes)
 
+    def ranged(self, fitted: Fitted, model: Model, params: Any, config: ModelConfig) -> Fitted:
+        """The model with an interval around its prediction, where the project asks for one.
+
+        Raises:
+            Unsupported: If the task, the model or the lack of validation rows does not allow it.
+        """
+        if config.interval is None:
+            return fitted
+        return fit_interval(
+            model,
+            fitted,
+            self.train,
+            self.valid,
+            level=config.interval,
+            task=self.problem.task,
+            params=params,
+            seed=self.seed,
+            threads=self.threads,
+        )
+
 
 def prepare_model(project: Project, tuned: Mapping[str, Any] | None = None) -> tuple[Model, Any]:
     """The project's model and its checked parameters, with what tuning found (`model.<name>` to value) over them."""
@@ -116,4 +142,21 @@ def prepare_model(project: Project, tuned: Mapping[str, Any] | None = None) -> t
     if ":" in config.kind and folder not in sys.path:
         sys.path.insert(0, folder)
     overrides = {path.removeprefix("model."): value for path, value in (tuned or {}).items()}
-    return config.model(), config.parameters(overrides)
+    model: Any = config.model()
+    if hasattr(model, "memory_bytes"):
+        model.memory_bytes = int(memory_bytes(project.engine.memory) * (1 - project.train.cache_share))
+    return model, config.parameters(overrides)
+
+
+def _check_monotone(directions: Any, features: Artifact) -> None:
+    """Refuse to let an answer rise with the places of a vocabulary; whether a name is a feature the model checks itself."""
+    if not isinstance(directions, Mapping):
+        return
+    columns = features.read_json("features.json")["columns"]
+    for name in directions:
+        steps = [step["op"] for step in columns.get(name, [])]
+        if steps and steps[-1] in UNORDERED:
+            raise ConfigError(
+                f"model.monotone.{name}: must be a feature whose numbers have an order, those of {steps[-1]!r} have none",
+                hint=f'encode it otherwise, such as {name} = ["one_hot"], and constrain {name}=<value>',
+            )

@@ -10,7 +10,7 @@ import xgboost as xgb
 
 from tidemill.core.errors import ConfigError, DataError
 from tidemill.models.base import Batch, MemoryMatrix
-from tidemill.models.xgboost import FittedTrees, XGBoost, XGBoostParams
+from tidemill.models.xgboost import FittedTrees, XGBoost, XGBoostParams, quantised_bytes
 
 
 def matrix(seed: int, *, num: int = 3000, task: str = "binary") -> MemoryMatrix:
@@ -79,7 +79,8 @@ def test_what_early_stopping_goes_by_can_be_chosen() -> None:
     measured: list[list[str]] = []
     for watch in ("auto", "roc_auc", "average_precision"):
         fit(matrix(0), matrix(1), watch=watch, num_rounds=1, on_round=lambda _, m: bool(measured.append(list(m))))
-    assert measured == [["valid_log_loss"], ["valid_roc_auc", "valid_log_loss"], ["valid_average_precision", "valid_log_loss"]]
+    watched = [["log_loss"], ["roc_auc", "log_loss"], ["average_precision", "log_loss"]]
+    assert measured == [[f"{split}_{name}" for split in ("valid", "train") for name in names] for names in watched]
     with pytest.raises(ConfigError, match=r"model.watch: must judge a binary task, got 'rmse'"):
         fit(matrix(0), matrix(1), watch="rmse")
 
@@ -89,7 +90,7 @@ def test_a_single_class_in_validation_is_judged_by_loss() -> None:
     ones = MemoryMatrix(batch.x_NF, np.ones(len(batch.y_N)))
     measured: list[dict[str, float]] = []
     fit(matrix(0), ones, num_rounds=3, on_round=lambda _, m: bool(measured.append(dict(m))))
-    assert [list(entry) for entry in measured] == [["valid_log_loss"]] * 3
+    assert [list(entry) for entry in measured] == [["valid_log_loss", "train_log_loss"]] * 3
     assert np.isfinite([entry["valid_log_loss"] for entry in measured]).all()
 
 
@@ -119,6 +120,73 @@ def test_external_memory_gives_the_same_trees_and_leaves_no_files(tmp_path: Path
     np.testing.assert_allclose(outside.predict(valid.x_NF), inside.predict(valid.x_NF), atol=1e-5)
     del model
     assert not any(tmp_path.rglob("*"))
+
+
+def test_training_rows_are_told_too_from_a_fixed_part_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(rows: int) -> np.ndarray:
+        monkeypatch.setattr("tidemill.models.xgboost.WATCHED_ROWS", rows)
+        seen: list[float] = []
+        (batch,) = matrix(0).batches()
+        train = Counted(MemoryMatrix(batch.x_NF, batch.y_N, np.linspace(0.5, 2, len(batch.y_N))), rows=700)
+        fitted = fit(train, matrix(1), num_rounds=12, early_stopping=0, on_round=lambda _, m: bool(seen.append(m["train_log_loss"])))
+        picked = slice(None, None, -(-train.num_rows // rows))
+        p_N = fitted.predict(batch.x_NF[picked])[:, 1]
+        weight_N = np.linspace(0.5, 2, len(batch.y_N))[picked]
+        loss_N = -np.log(np.where(batch.y_N[picked] == 1, p_N, 1 - p_N))
+        assert seen[-1] == pytest.approx(np.average(loss_N, weights=weight_N), rel=1e-4)
+        return np.array(seen)
+
+    whole, part = told(3000), told(1000)
+    assert (whole != part).all()
+    np.testing.assert_allclose(part, whole, rtol=0.1)
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_answers_rise_and_fall_as_told(task: str) -> None:
+    directions = {"f1": "increasing", "f0": "decreasing"}  # against what the rows say of both
+    free, bound = (fit(matrix(0, task=task), matrix(1, task=task), task=task, monotone=one) for one in ({}, directions))
+    (batch,) = matrix(2, num=200, task=task).batches()
+    for column, sign in ((1, 1), (0, -1)):
+        swept = np.repeat(batch.x_NF, 40, axis=0)
+        swept[:, column] = np.tile(np.linspace(-4, 4, 40, dtype=np.float32), len(batch.x_NF))
+        for fitted, always in ((free, False), (bound, True)):
+            answer = fitted.predict(swept)
+            steps = sign * np.diff((answer[:, 1] if task == "binary" else answer).reshape(-1, 40), axis=1)
+            assert bool((steps >= -1e-6).all()) is always
+
+
+def test_a_monotone_feature_must_be_one() -> None:
+    with pytest.raises(ConfigError, match=r"model\.monotone\.f9: must be a feature") as caught:
+        fit(matrix(0), None, monotone={"f9": "increasing"})
+    assert "f5" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match="multiclass task has one a class"):
+        fit(matrix(0, task="multiclass"), None, task="multiclass", monotone={"f0": "increasing"})
+
+
+def test_whole_weights_count_as_repeated_rows() -> None:
+    (batch,) = matrix(0, num=1500).batches()
+    times_N = np.random.default_rng(5).integers(0, 4, len(batch.y_N))
+    weighted = MemoryMatrix(batch.x_NF, batch.y_N, times_N.astype(np.float64))
+    repeated = MemoryMatrix(np.repeat(batch.x_NF, times_N, axis=0), np.repeat(batch.y_N, times_N))
+    # As many bins as values, so that both see the same thresholds.
+    first, second = (fit(one, None, num_rounds=15, max_bin=4096) for one in (weighted, repeated))
+    np.testing.assert_allclose(first.predict(batch.x_NF), second.predict(batch.x_NF), atol=0.02)
+    assert np.mean(np.abs(first.predict(batch.x_NF) - second.predict(batch.x_NF))) < 1e-3
+
+
+def test_rows_go_to_disk_where_they_would_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    train, valid = Counted(matrix(0), rows=300), Counted(matrix(1), rows=300)
+    needed = quantised_bytes(train, valid)
+    for memory_bytes, outside in ((None, False), (needed, False), (needed - 1, True)):
+        model = XGBoost()
+        model.memory_bytes = memory_bytes
+        assert fit(train, valid, model=model, num_rounds=2).external_memory is outside
+        assert any(tmp_path.rglob("*.page*")) is outside
+        assert fit(train, valid, model=model, num_rounds=2, external_memory=not outside).external_memory is not outside
+    (tmp_path / "tidemill-xgboost-999999999-x").mkdir()  # of a process that was killed
+    fit(train, valid, num_rounds=2, external_memory=True)
+    assert not list(tmp_path.glob("*-999999999-*"))
 
 
 def test_an_error_while_reading_comes_through() -> None:
@@ -155,7 +223,8 @@ class Counted:
         self.passes += 1
         for start in range(0, self.num_rows, self._rows):
             part = slice(start, start + self._rows)
-            yield Batch(self._whole.x_NF[part], self._whole.y_N[part])
+            weight_N = self._whole.weight_N
+            yield Batch(self._whole.x_NF[part], self._whole.y_N[part], None if weight_N is None else weight_N[part])
 
     def targets(self) -> Any:
-        return self._whole.y_N, None
+        return self._whole.y_N, self._whole.weight_N

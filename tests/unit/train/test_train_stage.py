@@ -20,9 +20,12 @@ from tidemill.core.project import Project, build
 from tidemill.models import native
 from tidemill.models.base import predict
 from tidemill.models.config import ModelConfig
+from tidemill.models.interval import Ranged
+from tidemill.models.xgboost import XGBoost
 from tidemill.train.config import TrainConfig
 from tidemill.train.matrix import FeatureMatrix
 from tidemill.train.stage import run
+from tidemill.train.workload import prepare_model
 
 Stages = Callable[..., tuple[Artifact, Artifact]]
 
@@ -131,6 +134,42 @@ def test_progress_and_the_end_are_told(finished_stages: Stages, tmp_path: Path) 
     assert kinds[0] == "train.round"
     assert told[0].level == "progress"
     assert "train.fitted" in kinds
+
+
+def test_rows_on_disk_are_told_and_give_the_same_model(finished_stages: Stages, tmp_path: Path) -> None:
+    stages, told = finished_stages(), list[Event]()
+    reports = [
+        train(stages, tmp_path / str(outside), project({"num_rounds": 9, "external_memory": outside}), events=Events(told.append))[1]
+        for outside in (False, True)
+    ]
+    assert [report["external_memory"] for report in reports] == [False, True]
+    assert [event.kind for event in told].count("train.external_memory") == 1
+    assert reports[0]["metrics"]["valid"] == pytest.approx(reports[1]["metrics"]["valid"], rel=1e-3)
+
+
+def test_a_model_is_told_its_part_of_the_memory() -> None:
+    model, _ = prepare_model(project(engine=EngineConfig(memory="1GiB"), train=TrainConfig(cache_share=0.25)))
+    assert isinstance(model, XGBoost)
+    assert model.memory_bytes == 3 * 2**28
+
+
+def test_an_interval_goes_into_graph_and_native(finished_stages: Stages, tmp_path: Path) -> None:
+    stages = finished_stages("regression")
+    _, report = train(stages, tmp_path / "out", project({"num_rounds": 20, "interval": 0.8}))
+    assert report["interval"]["level"] == 0.8
+    x_NF = next(FeatureMatrix(*stages, "valid").batches()).x_NF
+    fitted = native.load(tmp_path / "out" / "native")
+    assert isinstance(fitted, Ranged)
+    (answer,) = ort.InferenceSession(tmp_path / "out" / "model.onnx").run(["interval"], {"features": x_NF})
+    np.testing.assert_allclose(answer, fitted.predict_interval(x_NF), rtol=1e-5, atol=1e-5)
+
+
+def test_codes_in_no_order_cannot_be_monotone(finished_stages: Stages, tmp_path: Path) -> None:
+    stages = finished_stages()
+    for column, said in (("carrier", "numbers have an order, those of 'vocabulary' have none"), ("carier", "must be a feature")):
+        with pytest.raises(ConfigError, match=rf"model\.monotone\.{column}: .*{said}"):
+            train(stages, tmp_path / column, project({"num_rounds": 5, "monotone": {column: "increasing"}}))
+    train(stages, tmp_path / "distance", project({"num_rounds": 5, "monotone": {"distance": "decreasing"}}))
 
 
 def test_a_kind_of_ones_own_is_found_beside_the_project(finished_stages: Stages, tmp_path: Path) -> None:
