@@ -11,6 +11,7 @@ import numpy as np
 from tidemill.core.artifact import Artifact
 from tidemill.core.errors import DataError
 from tidemill.core.graph import BulkGraph
+from tidemill.core.parallel import ordered_map
 from tidemill.core.schema import Schema
 from tidemill.models.base import Batch
 
@@ -19,12 +20,20 @@ if TYPE_CHECKING:
 
 OUTPUT = "features"
 
+# A batch under way, and what is read of a file at once.
+BATCH_BYTES = 16 << 20
+BUFFER_BYTES = 1 << 20
+LEAST_ROWS = 1_024
+
 
 class FeatureMatrix:
     """A `Matrix` over a split of a data artifact.
 
     The first pass keeps the batches where all of them fit in `cache_bytes`; later passes then cost nothing. Where they
-    do not fit, each pass reads and computes them again, and no more than a batch is in memory.
+    do not fit, each pass reads and computes them again, and no more than a few batches are in memory.
+
+    Args:
+        batch_rows: Rows of a batch at most; fewer where they would take more than some 16 MiB.
 
     Raises:
         DataError: If the split has no files. While iterating: if a target is null or not among the classes, or a weight
@@ -48,8 +57,10 @@ class FeatureMatrix:
         self._target: str = facts["target"]
         self._classes: list[Any] | None = facts["classes"]
         self._weight: str | None = facts["weight"]
-        self._graph = BulkGraph(features.path / "features.onnx", self._schema, threads=threads)
-        self._batch_rows = batch_rows
+        # Batches go through the graph side by side, each on one thread.
+        self._graph = BulkGraph(features.path / "features.onnx", self._schema, threads=1)
+        self._threads = threads
+        self._batch_rows = min(batch_rows, max(LEAST_ROWS, BATCH_BYTES // self._row_bytes()))
         self._fits = self.num_rows * self.num_features * 4 <= cache_bytes
         self._kept: list[Batch] | None = None
         self._targets: tuple[np.ndarray, np.ndarray | None] | None = None
@@ -59,8 +70,7 @@ class FeatureMatrix:
             yield from self._kept
             return
         kept = []
-        for rows in self.rows():
-            batch = self._batch(rows)
+        for batch in ordered_map(self._batch, self.rows(), self._threads):
             if self._fits:
                 kept.append(batch)
             yield batch
@@ -83,8 +93,18 @@ class FeatureMatrix:
         wanted = columns if columns is not None else [*self._schema.names, *extra]
         texts = [column.name for column in self._schema if column.type == "string"]
         for file in self.files:
-            with pq.ParquetFile(file, read_dictionary=texts, memory_map=True) as parquet:
+            # Not mapped, for mapped pages count as memory until the file is closed.
+            with pq.ParquetFile(file, read_dictionary=texts, buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet:
                 yield from parquet.iter_batches(self._batch_rows, columns=wanted)
+
+    def _row_bytes(self) -> int:
+        """What a row takes in memory, raw and as features."""
+        import pyarrow.parquet as pq
+
+        facts = pq.read_metadata(self.files[0])
+        groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+        size = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+        return size + 8 * len(self._schema) + 4 * self.num_features
 
     def _batch(self, rows: pa.RecordBatch) -> Batch:
         x_NF = self._graph.run(rows, [OUTPUT])[OUTPUT]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
 
 from tidemill.core.engine import BatchFn
 from tidemill.core.errors import ConfigError, DataError, TidemillError, Unavailable
+from tidemill.core.parallel import ordered_map
 
-T = TypeVar("T")
-R = TypeVar("R")
 BATCH_ROWS = 65_536
 STREAM_ROWS = 8_192
 CHUNK_ROWS = 32_768
@@ -82,24 +78,6 @@ class MappedRows:
         if made.schema.names != self.schema.names or made.schema.types != self.schema.types:
             raise DataError(f"a batch function must return the columns {_shape(self.schema)}, got {_shape(made.schema)}")
         return made
-
-
-def ordered_map(fn: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`fn` of each item, in order, computed on several threads with at most `threads` results waiting."""
-    if threads < 2:
-        yield from map(fn, items)
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="tidemill-rows")
-    waiting: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(fn, item))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def rechunked(batches: Iterable[pa.RecordBatch], rows: int, max_bytes: int | None = None) -> Iterator[pa.RecordBatch]:
