@@ -138,6 +138,29 @@ class TestEmbedding(OperatorConformance):
     chains = same(CATEGORIES, [["embedding"], [{"op": "embedding", "width": 3, "max_size": 2, "min_count": 1}]])
 
 
+class TestTextStats(OperatorConformance):
+    operator = "text_stats"
+    chains = {
+        "string": [
+            ["text_stats"],
+            [{"op": "text_stats", "counts": ["words"]}, "impute"],
+            [{"op": "text_stats", "counts": ["punctuation", "characters"], "max_length": 2}, "log"],
+        ]
+    }
+
+
+class TestHashNgrams(OperatorConformance):
+    operator = "hash_ngrams"
+    chains = {
+        "string": [
+            ["hash_ngrams"],
+            [{"op": "hash_ngrams", "n": 2, "buckets": 7, "seed": 42}, "log"],
+            [{"op": "hash_ngrams", "n": 8, "buckets": 5, "max_length": 3}],
+            ["impute", {"op": "hash_ngrams", "buckets": 3, "max_length": 1}],
+        ]
+    }
+
+
 class TestDateParts(OperatorConformance):
     operator = "date_parts"
     every = ["year", "quarter", "month", "day", "weekday", "weekend", "day_of_year", "hour", "minute", "second"]

@@ -39,6 +39,12 @@ NUMPY_TYPES: dict[str, Any] = {
 # Beyond this width a fixed-width NumPy string array costs more than one of Python strings.
 MAX_FIXED_WIDTH = 64
 
+# The doc string of nodes that take texts apart: row by row a function of one string column, ending in float32 [N, K].
+TAKEN_APART = "of one text"
+
+# Characters of texts that are taken apart at once: each of them is a tensor element of its own, of some 100 bytes in all.
+CHARACTERS_AT_ONCE = 1_048_576
+
 # Rows of a batch that go through the graph together, for each thread.
 ROWS_AT_ONCE = 16_384
 
@@ -198,7 +204,7 @@ class BulkGraph:
     def __init__(self, model: Path | bytes, schema: Schema, *, threads: int = 1) -> None:
         self.signature = RowSignature(schema)
         content = model if isinstance(model, bytes) else model.read_bytes()
-        self._strings, per_value, rest = _split_strings(content, schema)
+        self._strings, self._taken_apart, per_value, rest = _split_strings(content, schema)
         self._per_value = session(per_value, threads=1) if per_value else None
         self._rest = session(rest, threads=threads)
         self._threads = max(1, threads)
@@ -256,12 +262,26 @@ class BulkGraph:
             else:
                 stale[name] = _distinct_values(dictionary)
         if stale and self._per_value is not None:
-            crossing = [tensor for name in stale for tensor in self._strings[name]]
-            feeds = {name: stale.get(name, _NO_VALUES) for name in self._strings}
-            made.update(zip(crossing, self._per_value.run(crossing, feeds), strict=True))
+            whole = {name: values for name, values in stale.items() if name not in self._taken_apart}
+            if whole:
+                made.update(self._per_value_run(self._per_value, whole))
+            for name in self._taken_apart.intersection(stale):
+                made.update(self._in_pieces(self._per_value, name, stale[name]))
             for name in stale:
                 self._last[name] = dictionaries[name], {tensor: made[tensor] for tensor in self._strings[name]}
         return made
+
+    def _per_value_run(self, graph: ort.InferenceSession, values: Arrays) -> Arrays:
+        crossing = [tensor for name in values for tensor in self._strings[name]]
+        feeds = {name: values.get(name, _NO_VALUES) for name in self._strings}
+        return dict(zip(crossing, graph.run(crossing, feeds), strict=True))
+
+    def _in_pieces(self, graph: ort.InferenceSession, name: str, values: np.ndarray) -> Arrays:
+        """What the texts of a column become, so many at once that their characters fit in memory."""
+        longest = max(map(len, values[:, 0].tolist()))
+        step = max(1, CHARACTERS_AT_ONCE // max(longest, 1))
+        pieces = [self._per_value_run(graph, {name: values[start : start + step]}) for start in range(0, len(values), step)]
+        return {tensor: np.concatenate([piece[tensor] for piece in pieces]) for tensor in self._strings[name]}
 
 
 def session(model: Path | bytes, *, threads: int = 1) -> ort.InferenceSession:
@@ -369,11 +389,12 @@ def _distinct_values(dictionary: pa.Array) -> np.ndarray:
     return values
 
 
-def _split_strings(content: bytes, schema: Schema) -> tuple[dict[str, list[str]], bytes | None, bytes]:
+def _split_strings(content: bytes, schema: Schema) -> tuple[dict[str, list[str]], set[str], bytes | None, bytes]:
     """The graph cut where each string column has become something else.
 
     Returns:
-        The tensors that cross the cut by string column; the part before it (None where nothing can be cut); the rest.
+        The tensors that cross the cut by string column; columns whose texts are taken apart into characters; the part
+        before the cut (None where nothing can be cut); the rest.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -383,10 +404,18 @@ def _split_strings(content: bytes, schema: Schema) -> tuple[dict[str, list[str]]
     strings = {column.name for column in schema if column.type == "string"}
     owner = {value.name: value.name for value in graph.input if value.name in strings}
     constants = {value.name for value in graph.initializer}
+    apart: dict[str, str] = {}
     before, crossing = [], {}
     for node in graph.node:
+        if node.doc_string == TAKEN_APART and (made_of := {**owner, **apart}.keys() & set(node.input)):
+            name = made_of.pop()
+            before.append(node)
+            apart.update(dict.fromkeys(node.output, owner.get(name) or apart[name]))
+            continue
         sources = {owner[name] for name in node.input if name in owner}
-        alone = all(name in owner or name in constants or not name for name in node.input)
+        # What was told of the same texts may help to choose among them.
+        known = owner.keys() | {name for name, (source, _) in crossing.items() if source in sources}
+        alone = all(name in known or name in constants or not name for name in node.input)
         kind = _element_wise_output(node) if len(sources) == 1 and alone else None
         if kind is None:
             continue
@@ -401,17 +430,19 @@ def _split_strings(content: bytes, schema: Schema) -> tuple[dict[str, list[str]]
     after = [node for node in graph.node if node.output[0] not in taken]
     needed = {name for node in after for name in node.input} | {value.name for value in graph.output}
     # A string that the rest still reads goes there as it is; what was made from it before the cut is made there again.
-    again = [node for node in before if any(name in needed and name in owner for name in node.output)]
-    after = [*again, *after]
-    needed |= {name for node in again for name in node.input}
-    crossing = {name: place for name, place in crossing.items() if name in needed}
+    for node in reversed(before):
+        if any(name in needed and name in owner for name in node.output):
+            after.insert(0, node)
+            needed |= set(node.input)
+    whole = {name: (source, int(TensorProto.FLOAT)) for name, source in apart.items()}
+    crossing = {name: place for name, place in {**crossing, **whole}.items() if name in needed}
     if not crossing:
-        return {}, None, content
+        return {}, set(), None, content
 
     by_column: dict[str, list[str]] = {}
     for name, (source, _) in crossing.items():
         by_column.setdefault(source, []).append(name)
-    cut = [helper.make_tensor_value_info(name, kind, [None, 1]) for name, (_, kind) in crossing.items()]
+    cut = [helper.make_tensor_value_info(name, kind, [None, None if name in apart else 1]) for name, (_, kind) in crossing.items()]
 
     def part(nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> bytes:
         used = {name for node in nodes for name in node.input}
@@ -422,7 +453,7 @@ def _split_strings(content: bytes, schema: Schema) -> tuple[dict[str, list[str]]
 
     columns = [helper.make_tensor_value_info(name, TensorProto.STRING, [None, 1]) for name in by_column]
     plain = [value for value in graph.input if value.name not in crossing]
-    return by_column, part(before, columns, cut), part(after, [*plain, *cut], list(graph.output))
+    return by_column, set(apart.values()), part(before, columns, cut), part(after, [*plain, *cut], list(graph.output))
 
 
 def _element_wise_output(node: Any) -> int | None:

@@ -43,6 +43,8 @@ TABLE: dict[str, dict[str, str]] = {
         "frequency": "tidemill.features.frequency:Frequency",
         "hash": "tidemill.features.hash:Hash",
         "embedding": "tidemill.features.embedding:Embedding",
+        "text_stats": "tidemill.features.text_stats:TextStats",
+        "hash_ngrams": "tidemill.features.hash_ngrams:HashNgrams",
         "date_parts": "tidemill.features.date_parts:DateParts",
         "cyclical": "tidemill.features.cyclical:Cyclical",
     },
@@ -62,7 +64,7 @@ EXTRAS = {
     "adbc_driver_manager": "database", "adbc_driver_postgresql": "database", "adbc_driver_sqlite": "database",
     "duckdb": "train", "narwhals": "train", "onnx": "train", "optuna": "train",
     "pyarrow": "train", "sklearn": "train", "skl2onnx": "train", "skops": "train", "xgboost": "train",
-    "granian": "serve", "msgspec": "serve",
+    "granian": "serve", "msgspec": "serve", "jwt": "auth", "cryptography": "auth", "redis": "redis",
     "tokenizers": "torch", "torch": "torch", "transformers": "torch", "mlflow": "mlflow", "psycopg": "postgres",
 }  # fmt: skip
 

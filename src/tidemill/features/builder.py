@@ -7,14 +7,15 @@ with one chain of steps are stacked into one tensor [N, C], and their statistics
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tidemill.core.errors import ConfigError
-from tidemill.core.graph import IR_VERSION, OPSETS, RUNTIME_OPSETS
+from tidemill.core.graph import IR_VERSION, OPSETS, RUNTIME_OPSETS, TAKEN_APART
 from tidemill.core.schema import NULL_BOOLEAN, VALID_SUFFIX, Column
 from tidemill.features.operator import Kind
 
@@ -37,13 +38,15 @@ class Block:
     kind: Kind
     names: tuple[str, ...]
     origins: tuple[str, ...]
-    """The raw column behind each column."""
+    """The raw or derived column behind each column."""
     tensors: tuple[str, ...]
     """One tensor [N, C] with all columns side by side, or C tensors [N, 1]."""
     element: int
     """ONNX element type; numbers are FLOAT or DOUBLE, integers any type that holds them exactly."""
     valid: tuple[str, ...] = ()
     """Bool tensors laid out as `tensors` are, or one [N, 1] for all columns; none where an integer cannot be null."""
+    parts: tuple[tuple[Block, ...], ...] = ()
+    """Of crossed columns, which have no tensors: blocks of one column each whose categories make up theirs."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,12 +59,17 @@ class Block:
 class Builder:
     """Collects nodes and constants of one graph, and the features that leave it."""
 
-    def __init__(self, left_out: Iterable[str] = ()) -> None:
-        """Args:
-        left_out: Names of features that must not leave.
+    def __init__(self, left_out: Iterable[str] = (), *, fold: str | None = None) -> None:
+        """Of no columns yet.
+
+        Args:
+            left_out: Names of features that must not leave.
+            fold: Input int64 [N, 1] with the fold of each row, in a graph for training.
         """
         self._left_out = frozenset(left_out)
+        self.fold = fold
         self._nodes: list[Any] = []
+        self._taking_apart = False
         self._constants: dict[tuple[Any, ...], str] = {}
         self._initializers: list[Any] = []
         self._features: list[tuple[str, list[tuple[str, str]]]] = []
@@ -76,8 +84,22 @@ class Builder:
 
         number = len(self._nodes)
         names = tuple(f"/{kind}_{number}" if outputs == 1 else f"/{kind}_{number}_{i}" for i in range(outputs))
-        self._nodes.append(helper.make_node(kind, list(inputs), list(names), name=f"{kind}_{number}", domain=domain, **attributes))
+        mark = TAKEN_APART if self._taking_apart else None
+        made = helper.make_node(kind, list(inputs), list(names), name=f"{kind}_{number}", domain=domain, doc_string=mark, **attributes)
+        self._nodes.append(made)
         return names
+
+    @contextmanager
+    def taking_apart(self) -> Iterator[None]:
+        """Nodes made in here are row by row a function of one text column and end in float32 [N, K].
+
+        Bulk computes them once per distinct text, and of so many at once that all their characters fit in memory.
+        """
+        self._taking_apart = True
+        try:
+            yield
+        finally:
+            self._taking_apart = False
 
     def constant(self, values: Any, kind: Any = None) -> str:
         """The name of a constant; equal ones are stored once."""
@@ -99,6 +121,11 @@ class Builder:
 
     def split(self, block: Block) -> tuple[str, ...]:
         """A block's columns as tensors [N, 1] each."""
+        if block.parts:
+            raise ConfigError(
+                f"features.{block.names[0]}: cross must be followed by an operator that looks categories up",
+                hint="one_hot, vocabulary, frequency and target do",
+            )
         if len(block.tensors) == len(block):
             return block.tensors
         return self.nodes("Split", block.tensors, len(block), axis=1, num_outputs=len(block))
@@ -108,6 +135,20 @@ class Builder:
         stacked = self.stack(block.tensors)
         doubles = stacked if block.element == DOUBLE else self.cast(stacked, DOUBLE)
         return self._without_nulls(block, doubles, np.float64)
+
+    def together(self, blocks: Sequence[Block]) -> Block:
+        """Blocks of one kind and layout as one."""
+        if len(blocks) == 1:
+            return blocks[0]
+        first = blocks[0]
+        names = tuple(name for block in blocks for name in block.names)
+        origins = tuple(origin for block in blocks for origin in block.origins)
+        if first.kind == "number":
+            stacked = self.stack([self.numbers(block) for block in blocks])
+            return Block(kind="number", names=names, origins=origins, tensors=(stacked,), element=DOUBLE)
+        tensors = tuple(tensor for block in blocks for tensor in block.tensors)
+        parts = tuple(part for block in blocks for part in block.parts)
+        return replace(first, names=names, origins=origins, tensors=tensors, parts=parts)
 
     def integers(self, block: Block) -> Block:
         """A block of integers as int64."""
@@ -178,6 +219,8 @@ class Builder:
             inputs.append(helper.make_tensor_value_info(column.name, ELEMENTS[column.type], [None, 1]))
             if column.type == "int64" and column.nullable:
                 inputs.append(helper.make_tensor_value_info(column.name + VALID_SUFFIX, BOOL, [None, 1]))
+        if self.fold is not None:
+            inputs.append(helper.make_tensor_value_info(self.fold, INT64, [None, 1]))
         output = helper.make_tensor_value_info("features", FLOAT, [None, len(names)])
         graph = helper.make_graph(nodes, "features", inputs, [output], initializers)
         used = {node.domain for node in nodes}
