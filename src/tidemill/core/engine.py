@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 S = TypeVar("S")
+Format = Literal["parquet", "csv", "jsonl", "orc", "arrow"]
 BatchFn = Callable[["pa.RecordBatch"], "pa.RecordBatch"]
 
 
@@ -45,12 +46,18 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A table to read: a file, a glob or a Hive folder, the format told by the suffix."""
+    """A table to read: a file, a glob or a Hive folder, the format told by the suffix; or the rows of a database's query."""
 
-    path: str
-    """File, glob or folder; relative ones are resolved by the caller."""
-    format: Literal["parquet", "csv"] | None = None
+    path: str = ""
+    """File, glob or folder, also in an object store (`s3://bucket/...`); relative ones are resolved by the caller."""
+    format: Format | None = None
     """Overrides what the suffix says."""
+    endpoint: str | None = None
+    """Object stores: address of the server, where it is not the provider's own."""
+    query: str | None = None
+    """A SELECT of the database at `url`, instead of a path."""
+    url: str | None = None
+    """Address of the database; `${NAME}` in it is read from the environment only when it is opened."""
     null: tuple[str, ...] = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
     """CSV: texts that stand for null, quoted or not."""
     delimiter: str | None = None
@@ -60,7 +67,12 @@ class Source:
     names: tuple[str, ...] | None = None
     """CSV: names of the columns, instead of the first line's or where there is none."""
     types: Mapping[str, str] = field(default_factory=dict)
-    """CSV: types of columns that must not be guessed, such as `zip = "string"`, one of the six of `Schema`."""
+    """CSV and JSON lines: types of columns that must not be guessed, such as `zip = "string"`, one of the six of `Schema`."""
+
+    @property
+    def shown(self) -> str:
+        """What stands for the source in a message."""
+        return self.path if self.query is None else f"query {' '.join(self.query.split())[:60]!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +106,9 @@ class Mergeable(Protocol[S]):
     `merge` is associative; the engine merges in row-group order, so that floating sums come out the same every time.
     `update` may change and return the state it is given; `merge` may change and return its first argument.
     States are plain data (picklable), since they travel between processes.
+
+    It may have `columns`, the names of those that it looks at: an engine may then leave out the others, and hand over text as
+    Arrow dictionaries.
     """
 
     def init(self) -> S: ...

@@ -5,16 +5,17 @@ from __future__ import annotations
 import glob
 import json
 import zipfile
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
 
-from tidemill.core.engine import Source
-from tidemill.core.errors import DataError, Unsupported, nearest
+from tidemill.core.engine import Format, Source
+from tidemill.core.errors import DataError, nearest
+from tidemill.core.objects import StoredObject, is_address, stored_objects
 
-Format = Literal["parquet", "csv"]
-
-FORMATS: dict[str, Format] = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv"}
-COMPRESSED = (".gz", ".bz2", ".zip")
+FORMATS: dict[str, Format] = {
+    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".orc": "orc", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
+}  # fmt: skip
+COMPRESSED = (".gz", ".bz2", ".zip", ".zst", ".snappy")
 WRITTEN = "_manifest.json"
 
 
@@ -26,10 +27,7 @@ def source_files(source: Source) -> tuple[list[Path], Format]:
 
     Raises:
         DataError: If nothing is there, a file is empty, or the format cannot be told.
-        Unsupported: If the path is an address of a database or a server.
     """
-    if "://" in source.path:
-        raise Unsupported(f"source {source.path} must be a file, glob or folder", hint="export or download it first")
     path = Path(source.path)
     if path.is_file():
         files = [path]
@@ -47,7 +45,31 @@ def source_files(source: Source) -> tuple[list[Path], Format]:
                 pass
         except OSError as error:
             raise DataError(f"source {file} must be readable: {error.strerror}") from error
-    return files, source.format or _common_format(files)
+    return files, source.format or _common_format({str(file): _named_inside(file) for file in files})
+
+
+def source_objects(source: Source) -> tuple[list[StoredObject], Format]:
+    """The same of an object store's address: the objects sorted by key, and their common format.
+
+    Raises:
+        DataError: If nothing is there, an object is empty, or the format cannot be told.
+        Unavailable: If the store does not answer.
+        Unsupported: If it is no object store's address.
+    """
+    objects = [entry for entry in stored_objects(source) if _is_data(PurePosixPath(entry.below))]
+    if len(objects) != 1 or objects[0].path != source.path:
+        objects = [entry for entry in objects if source.format or format_of(entry.path)]
+    if not objects:
+        raise DataError(f"source must exist, got no {', '.join(FORMATS)} objects at {source.path}")
+    for entry in objects:
+        if entry.size == 0:
+            raise DataError(f"source must hold data, {entry.path} is empty (0 bytes)")
+    return objects, source.format or _common_format({entry.path: PurePosixPath(entry.path).name for entry in objects})
+
+
+def is_remote(source: Source) -> bool:
+    """Whether the path is an address, and not of this machine's files."""
+    return is_address(source.path)
 
 
 def format_of(name: str) -> Format | None:
@@ -83,7 +105,7 @@ def _in_folder(folder: Path, source: Source) -> list[Path]:
     files = [path for path in folder.rglob("*") if _is_data(path.relative_to(folder)) and path.is_file()]
     files = sorted(path for path in files if source.format or format_of(path.name))
     if not files:
-        raise DataError(f"source folder {folder} must hold Parquet or CSV files, holds none")
+        raise DataError(f"source folder {folder} must hold files of {', '.join(FORMATS)}, holds none")
     return files
 
 
@@ -91,18 +113,23 @@ def _is_data(path: Path) -> bool:
     return not any(part.startswith(("_", ".")) for part in path.parts)
 
 
-def _common_format(files: list[Path]) -> Format:
-    found: dict[Format, Path] = {}
-    for file in files:
-        form = format_of(zipped_name(file) if file.suffix.lower() == ".zip" else file.name)
+def _named_inside(file: Path) -> str:
+    return zipped_name(file) if file.suffix.lower() == ".zip" else file.name
+
+
+def _common_format(names: dict[str, str]) -> Format:
+    """The format that the names tell, each of a file shown as its key says."""
+    found: dict[Format, str] = {}
+    for shown, name in names.items():
+        form = format_of(name)
         if form is None:
             raise DataError(
-                f"source must be one of {', '.join(FORMATS)} (or one of them with {', '.join(COMPRESSED)}), got {file.name}",
+                f"source must be one of {', '.join(FORMATS)} (or one of them with {', '.join(COMPRESSED)}), got {PurePosixPath(shown).name}",
                 hint='say which: source = { path = "...", format = "csv" }',
             )
-        found.setdefault(form, file)
+        found.setdefault(form, shown)
     if len(found) > 1:
-        raise DataError(f"source must hold one format, holds {' and '.join(str(file) for file in found.values())}")
+        raise DataError(f"source must hold one format, holds {' and '.join(found.values())}")
     return next(iter(found))
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from tidemill.core.engine import Source
+from tidemill.core.engine import Format, Source
 from tidemill.core.errors import ConfigError
+from tidemill.core.objects import is_address
 from tidemill.core.project import build
 
 ONE = "table"
@@ -18,12 +19,20 @@ ONE = "table"
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One table to read."""
+    """One table to read: files, or the rows of a database's query."""
 
-    path: str
-    """File, glob or Hive folder of Parquet or CSV, plain or packed (.gz, .bz2, .zip); relative to the project file."""
-    format: Literal["parquet", "csv"] | None = None
-    """Overrides what the suffix says."""
+    path: str = ""
+    """File, glob or Hive folder of Parquet, CSV, JSON lines (.jsonl, .ndjson), ORC or Arrow (.arrow, .feather), plain or packed (.gz,
+    .bz2, .zip, .zst, .snappy); relative to the project file, or in an object store (s3://, gs://, az://)."""
+    format: Format | None = None
+    """Overrides what the suffix says: parquet, csv, jsonl, orc or arrow."""
+    endpoint: str | None = None
+    """Object stores: address of the server, where it is not the provider's own; AWS_ENDPOINT_URL says the same."""
+    query: str | None = None
+    """A SELECT of the database at `url`, instead of a path. Needs `tidemill[database]`."""
+    url: str | None = None
+    """Address of the database: sqlite:///file.db, relative to the project file, or postgresql://user:${PASSWORD}@host/name, where
+    ${NAME} is read from the environment. A password as such is refused."""
     null: tuple[str, ...] = Source.null
     """CSV: texts that stand for null."""
     delimiter: str | None = None
@@ -33,25 +42,51 @@ class SourceConfig:
     names: tuple[str, ...] | None = None
     """CSV: names of the columns, instead of the first line's or where there is none."""
     types: dict[str, Literal["boolean", "int64", "float32", "float64", "string", "timestamp"]] = field(default_factory=dict)
-    """CSV: types of columns that must not be told from their values, such as `zip = "string"`."""
-
-    unbuilt: ClassVar[dict[str, str]] = {
-        "query": "export the query's rows to Parquet and name the file",
-        "url": "export the table to Parquet and name the file",
-    }
+    """CSV and JSON lines: types of columns that must not be told from their values, such as `zip = "string"`."""
 
     def check(self) -> None:
-        if not self.path:
+        if (self.query is None) != (self.url is None):
+            raise ConfigError("data.source: query and url go together", hint='source = { query = "select ...", url = "sqlite:///x.db" }')
+        if self.query is not None:
+            self._check_query()
+        elif not self.path:
             raise ConfigError("data.source: a path must not be empty")
         if self.delimiter is not None and len(self.delimiter) != 1:
             raise ConfigError(f"data.source: delimiter must be one character, got {self.delimiter!r}")
+        if self.endpoint is not None and not self.path.startswith("s3://") and not self.path.startswith("gs://"):
+            raise ConfigError(f"data.source.endpoint: has an effect on s3:// and gs:// alone, the path is {self.path!r}")
+
+    def _check_query(self) -> None:
+        files = [item.name for item in fields(self) if item.name not in ("query", "url") and getattr(self, item.name) != _default(item)]
+        if files:
+            raise ConfigError(f"data.source.{files[0]}: has no effect on a query", hint="cast and rename in the query")
+        url = self.url or ""
+        if not re.match(r"sqlite:///.|postgres(ql)?://", url):
+            raise ConfigError(
+                "data.source.url: must be sqlite:///file.db or postgresql://host/name", hint="see docs/reference/project-file.md"
+            )
+        secret = re.search(r"://[^:/@]*:([^@]+)@|[?&]password=([^&]+)", url)
+        if secret and not re.fullmatch(r"\$\{\w+\}", secret[1] or secret[2]):
+            raise ConfigError(
+                "data.source.url: must not hold a password, which would be kept with every run",
+                hint="write ${PGPASSWORD} in its place, or leave it out and set PGPASSWORD or a ~/.pgpass",
+            )
 
     def resolved(self, folder: Path) -> Source:
         """The source with its path under the project's folder."""
-        path = self.path if "://" in self.path else str((folder / Path(self.path).expanduser()).absolute())
+        path, url = self.path, self.url
+        if path and not is_address(path):
+            path = str((folder / Path(path).expanduser()).absolute())
+        if url and url.startswith("sqlite:///"):
+            url = f"sqlite:///{(folder / Path(url.removeprefix('sqlite:///')).expanduser()).absolute()}"
         return Source(
-            path=path, format=self.format, null=self.null, delimiter=self.delimiter, header=self.header, names=self.names, types=self.types
-        )
+            path=path, format=self.format, endpoint=self.endpoint, query=self.query, url=url,
+            null=self.null, delimiter=self.delimiter, header=self.header, names=self.names, types=self.types,
+        )  # fmt: skip
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default_factory() if callable(item.default_factory) else item.default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +168,8 @@ class DataConfig:
     """Where rows come from, what must hold of them and how they are split."""
 
     source: Any
-    """One path, or a table of name = path; a path may be a table { path, format, null, delimiter, header, names, types }."""
+    """One path, or a table of name = path; a path may be a table { path, format, endpoint, null, delimiter, header, names, types },
+    or { query, url } for a database."""
     target: str
     """The column to predict."""
     prepare: Any = None
@@ -185,7 +221,7 @@ class DataConfig:
             ConfigError: If the value is neither a path nor a table of them.
         """
         source = self.source
-        if isinstance(source, (str, Path, SourceConfig)) or (isinstance(source, Mapping) and "path" in source):
+        if isinstance(source, (str, Path, SourceConfig)) or (isinstance(source, Mapping) and ("path" in source or "query" in source)):
             return {ONE: _source(source, "data.source")}
         if not isinstance(source, Mapping) or not source:
             raise ConfigError(f"data.source: must be a path or a table of name = path, got {source!r}")

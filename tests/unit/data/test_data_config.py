@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tidemill.core.errors import ConfigError, TidemillError, Unsupported
+from tidemill.core.errors import ConfigError, TidemillError
 from tidemill.core.project import build, fingerprint, to_plain
 from tidemill.data.config import CheckConfig, DataConfig, SourceConfig, SplitConfig
 
@@ -50,7 +50,16 @@ def test_plain_values_lead_back_to_the_same_config() -> None:
         ({"targt": "y"}, ConfigError, r"data\.targt: is not a known key \(tidemill\.toml\); did you mean 'data\.target'"),
         ({"source": 3}, ConfigError, r"data\.source: must be a path or a table of name = path, got 3"),
         ({"source": {"a": {"pth": "x"}}}, ConfigError, r"data\.source\.a\.pth: is not a known key"),
-        ({"source": {"a": {"query": "select 1"}}}, Unsupported, r"data\.source\.a\.query: is not built .* export the query's rows"),
+        ({"source": {"query": "select 1"}}, ConfigError, "query and url go together"),
+        ({"source": {"query": "select 1", "url": "mysql://h/d"}}, ConfigError, "must be sqlite:///file.db or postgresql://host/name"),
+        ({"source": {"query": "select 1", "url": "postgresql://u:secret@h/d"}}, ConfigError, "must not hold a password"),
+        ({"source": {"query": "select 1", "url": "postgresql://h/d?password=secret"}}, ConfigError, "must not hold a password"),
+        (
+            {"source": {"query": "select 1", "url": "sqlite:///x.db", "path": "a.csv"}},
+            ConfigError,
+            r"data\.source\.path: has no effect on a query",
+        ),
+        ({"source": {"path": "a.csv", "endpoint": "http://h"}}, ConfigError, "has an effect on s3:// and gs:// alone"),
         ({"source": {"my table": "a.csv"}}, ConfigError, "must be usable as a parameter of prepare"),
         ({"source": {"a": "a.csv", "b": "b.csv"}}, ConfigError, r"data\.prepare: must join the 2 sources"),
         ({"source": {"path": "a.csv", "delimiter": "||"}}, ConfigError, r"delimiter must be one character, got '\|\|'"),

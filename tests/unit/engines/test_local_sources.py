@@ -179,7 +179,7 @@ BAD = {
     "empty": ("rows.csv", "", r"must hold data, .*rows\.csv is empty"),
     "blank": ("rows.csv", "\n\n", "its first line is empty"),
     "one name twice": ("rows.csv", "a,b,a\n1,2,3\n", "got 'a' twice"),
-    "wrong suffix": ("rows.xlsx", "a,b\n1,2\n", r"must be one of \.parquet, \.pq, \.csv, \.tsv .*got rows\.xlsx"),
+    "wrong suffix": ("rows.xlsx", "a,b\n1,2\n", r"must be one of \.parquet, \.pq, \.csv, \.tsv, .*\.orc.* got rows\.xlsx"),
     "text as Parquet": ("rows.parquet", "a,b\n1,2\n", "must be a whole Parquet file"),
     "text as zip": ("rows.csv.zip", "a,b\n1,2\n", "must be a zip archive"),
     "text as gzip": ("rows.csv.gz", "a,b\n1,2\n", "must be readable CSV"),
@@ -236,9 +236,10 @@ def test_a_folder_of_two_formats_is_refused(engine: LocalEngine, tmp_path: Path)
         engine.scan(Source(path=str(tmp_path / "table")))
 
 
-def test_an_address_is_not_built(engine: LocalEngine) -> None:
-    with pytest.raises(Unsupported, match="must be a file, glob or folder"):
-        engine.scan(Source(path="postgresql://host/db"))
+@pytest.mark.parametrize("path", ["postgresql://host/db", "https://host/rows.csv"])
+def test_an_address_of_no_object_store_is_refused(engine: LocalEngine, path: str) -> None:
+    with pytest.raises(Unsupported, match=r"must be a path or an object store's address \(s3://.*query = "):
+        engine.scan(Source(path=path))
 
 
 def test_the_scratch_folder_goes_with_the_engine(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -19,8 +19,10 @@ import pyarrow as pa
 
 from tidemill.core.engine import BatchFn, EngineConfig, Mergeable, Partitioning, Rows, Source, Target, Written, memory_bytes, row_hash
 from tidemill.core.errors import DataError
-from tidemill.engines.local.rows import MappedRows, QueryRows, ordered_map, translated
-from tidemill.engines.local.scan import scan_query
+from tidemill.core.parallel import ordered_map
+from tidemill.engines.local.parquet import ParquetRows, parquet_files, read
+from tidemill.engines.local.rows import MappedRows, QueryRows, translated
+from tidemill.engines.local.scan import scan_relation
 from tidemill.engines.local.sort import SortedRows
 from tidemill.engines.local.sql import literal, quoted
 from tidemill.engines.local.write import write_folder
@@ -71,7 +73,9 @@ class LocalEngine:
             self._connection.execute(f"SET {setting}")
 
     def scan(self, source: Source, columns: Sequence[str] | None = None) -> LocalRows:
-        return self._query(scan_query(self._connection, source, columns, scratch=self.scratch))
+        relation = scan_relation(self._connection, source, columns, scratch=self.scratch)
+        files = parquet_files(source)
+        return QueryRows(relation, self._connection) if files is None else ParquetRows(relation, self._connection, files)
 
     def map_batches(self, rows: Rows, fn: BatchFn, schema: pa.Schema) -> LocalRows:
         return MappedRows(_local(rows), fn, schema, self.threads)
@@ -96,11 +100,15 @@ class LocalEngine:
         return self._query(f"SELECT {columns} FROM {numbered} ORDER BY __part, file_row_number")
 
     def reduce(self, rows: Rows, agg: Mergeable[S]) -> S:
-        def partial(batch: pa.RecordBatch) -> S:
-            return agg.update(agg.init(), batch)
-
+        rows = _local(rows)
+        columns = getattr(agg, "columns", None)
+        groups = rows.row_groups(columns) if columns and isinstance(rows, ParquetRows) else None
+        if groups is None:
+            parts = ordered_map(lambda batch: agg.update(agg.init(), batch), rows.chunks(), self.threads)
+        else:
+            parts = ordered_map(lambda group: _folded(agg, read(group, columns)), groups, self.threads)
         state = agg.init()
-        for part in ordered_map(partial, _local(rows).chunks(), self.threads):
+        for part in parts:
             state = agg.merge(state, part)
         return state
 
@@ -145,6 +153,13 @@ class LocalEngine:
         folder = self.scratch / f"spool-{self._spooled}"
         written = write_folder(rows, Target(path=folder, rows_per_group=SPOOL_ROWS), groups_per_file=2**31)
         return literal(str(folder / written.files[0]))
+
+
+def _folded(agg: Mergeable[S], batches: Iterable[pa.RecordBatch]) -> S:
+    state = agg.init()
+    for batch in batches:
+        state = agg.update(state, batch)
+    return state
 
 
 def _local(rows: Rows) -> LocalRows:
