@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder, StandardScaler
+
+from tidemill.core.schema import Schema
 
 NUMBERS = [f"n{i}" for i in range(13)]
 TEXTS = [f"c{i}" for i in range(26)]
@@ -47,23 +50,41 @@ def table(rows: int, seed: int = 0) -> pa.Table:
     return pa.table(columns)
 
 
-def parquet(rows: int, cache: Path) -> Path:
-    """A folder of Parquet files of 1,000,000 rows each (the last one fewer), made once; larger tables begin with the smaller ones."""
+def artifact(rows: int, cache: Path) -> Path:
+    """What the stage `data` leaves of so many rows with the target `click`: `train/` and `schema.json`; made once.
+
+    Files hold 1,000,000 rows each (the last one fewer), in row groups as the engine writes them; larger tables begin with
+    the files of the smaller ones.
+    """
     folder = cache / f"clicks-{rows}"
-    files = []
+    (folder / "train").mkdir(parents=True, exist_ok=True)
+    (cache / "clicks").mkdir(exist_ok=True)
     for number, start in enumerate(range(0, rows, FILE_ROWS)):
-        files.append(cache / "clicks" / f"part-{number:03d}-{min(FILE_ROWS, rows - start)}.parquet")
-        files[-1].parent.mkdir(parents=True, exist_ok=True)
-        if not files[-1].exists():
-            temporary = files[-1].with_suffix(".partial")
-            made = table(min(FILE_ROWS, rows - start), seed=number)
-            pq.write_table(made, temporary, row_group_size=131_072, compression="zstd", compression_level=1)
-            temporary.rename(files[-1])
-    folder.mkdir(exist_ok=True)
-    for file in files:
-        if not (folder / file.name).exists():
-            os.link(file, folder / file.name)
+        size = min(FILE_ROWS, rows - start)
+        file = cache / "clicks" / f"part-{number:05d}-{size}.parquet"
+        if not file.exists():
+            made = table(size, seed=number)
+            made = made.append_column("click", clicked(made, seed=number))
+            pq.write_table(made, cache / ".partial", row_group_size=131_072, compression="zstd", compression_level=1)
+            (cache / ".partial").rename(file)
+        if not (folder / "train" / file.name).exists():
+            os.link(file, folder / "train" / file.name)
+    schema = Schema.from_arrow(pq.read_schema(file))
+    tree = {"columns": schema.to_json(), "target": "click", "task": "binary", "classes": [0, 1], "keys": [], "weight": None}
+    (folder / "schema.json").write_text(json.dumps({**tree, "rows": {"train": rows}}), encoding="utf-8")
     return folder
+
+
+def clicked(made: pa.Table, seed: int) -> pa.Array:
+    """Whether each row is clicked: on two numbers, their product, and an effect of each category of four columns."""
+    numbers = [np.log(np.nan_to_num(made[name].to_numpy(), nan=1.0)) / 2 for name in NUMBERS[:2]]
+    score = 0.6 * numbers[0] - 0.4 * numbers[0] * numbers[1] - 1.5
+    for name in ("c5", "c10", "c15", "c20"):
+        coded = made[name].combine_chunks().dictionary_encode()
+        effect = np.array([int(word, 16) % 101 / 50 - 1 for word in coded.dictionary.to_pylist()] + [0.0])
+        score += 0.7 * effect[coded.indices.fill_null(len(effect) - 1).to_numpy()]
+    random = np.random.default_rng([seed, 1])
+    return pa.array((random.random(len(made)) < 1 / (1 + np.exp(-score))).astype(np.int64))
 
 
 def column_transformer() -> ColumnTransformer:
