@@ -163,17 +163,25 @@ def _steps(
     common = {"task": project.task, "seed": project.seed}
     threads = {"threads": project.engine.threads or os.cpu_count()}
 
+    studies = store.parents[1] / "studies"
+
     def tuned() -> dict[str, Any] | None:
         return stages["tune"].read_json("best.json") if "tune" in stages else None
 
-    def work(parts: dict[str, Any]) -> Path:
-        folder = store / f"work-{fingerprint(**parts)[:16]}"
+    def work(name: str) -> Path:
+        folder = store / f"work-{name}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def warm_starts() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = tune_stage.warm_starts(project, stages["data"], stages["features"], studies=studies)
+        return found
+
     def fill_tune(out: Path) -> dict[str, Any]:
-        folder = work(tune_parts())
-        facts: dict[str, Any] = tune_stage.run(project, stages["data"], stages["features"], out, work=folder, events=events)
+        made_from = (stages["data"], stages["features"])
+        facts: dict[str, Any] = tune_stage.run(
+            project, *made_from, out, work=work("tune"), events=events, starts=warm_starts(), studies=studies
+        )
         return facts
 
     def data_parts() -> dict[str, Any]:
@@ -185,7 +193,8 @@ def _steps(
 
     def tune_parts() -> dict[str, Any]:
         made_from = {"data": stages["data"].id, "features": stages["features"].id}
-        return {**common, **threads, **made_from, "config": project.tune, "model": project.model, "train": project.train}
+        config = {"config": project.tune, "model": project.model, "train": project.train, "starts": warm_starts()}
+        return {**common, **threads, **made_from, **config}
 
     def train_parts() -> dict[str, Any]:
         made_from = {"data": stages["data"].id, "features": stages["features"].id}

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def run(
     Args:
         tuned: Parameters that tuning found, such as {"model.max_depth": 6}; they go over the project's.
     """
+    prepare_model(project)
+    project = replace(project, model=project.model.tuned(tuned or {}))
     workload = Workload.of(project, data, features)
-    model, params = prepare_model(project, tuned)
+    model, params = prepare_model(project)
     history: list[dict[str, float]] = []
     start = time.perf_counter()
     plain = workload.fit(model, params, _recorder(history, events))

@@ -2,65 +2,113 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tidemill.core.artifact import Artifact, write_json
+from tidemill.core.engine import memory_bytes
 from tidemill.core.errors import DataError, Unsupported
 from tidemill.core.events import Events
-from tidemill.core.metrics import default_metric, evaluate, metric_of
+from tidemill.core.metrics import default_metric, metric_of
 from tidemill.core.project import Project, fingerprint
-from tidemill.models import base
-from tidemill.models.base import Model, OnRound
 from tidemill.train.workload import Workload, prepare_model
-from tidemill.tune.config import Dimension, TuneConfig, dimensions
-from tidemill.tune.study import Finished, Study, Trial
+from tidemill.tune import history
+from tidemill.tune.config import TuneConfig
+from tidemill.tune.narrow import importance
+from tidemill.tune.search import NARROWED, Plan, said, take_part
+from tidemill.tune.space import KIND, space_of
+from tidemill.tune.store import Store
+from tidemill.tune.trial import Trial, best_of
+from tidemill.tune.worker import order_of
+from tidemill.tune.workers import run_workers
 
-_TELL_S = 0.2
 
+def run(
+    project: Project,
+    data: Artifact,
+    features: Artifact,
+    out: Path,
+    *,
+    work: Path,
+    events: Events,
+    starts: Sequence[dict[str, Any]] = (),
+    studies: Path | None = None,
+) -> dict[str, Any]:
+    """Fill `out` with `best.json` (path to value), `trials.json`, `search.json` and `study.json`.
 
-def run(project: Project, data: Artifact, features: Artifact, out: Path, *, work: Path, events: Events) -> dict[str, Any]:
-    """Fill `out` with `best.json` (path to value) and `trials.json`; unfinished work stays in `work` and is taken up again.
+    Args:
+        work: Unfinished work stays here and is taken up again.
+        starts: What `warm_starts` gave.
+        studies: Folder that keeps the finished search for later ones.
 
     Raises:
         Unsupported: If there are no validation rows to judge by.
         DataError: If the metric is undefined on the validation rows.
+        Unavailable: If the storage does not answer, or workers die again and again.
     """
     config: TuneConfig = project.tune
-    model, defaults = prepare_model(project)
-    space = dimensions(config, project.model)
+    prepare_model(project)
     workload = Workload.of(project, data, features)
     if workload.valid is None:
         raise Unsupported("tune: needs validation rows to judge by", hint="raise data.split.valid")
-    metric = metric_name(project, workload.problem.task)
-    study = _study(project, space, metric, work, of=[data.id, features.id, workload.threads])
-    first = {dimension.name: getattr(defaults, dimension.name) for dimension in space}
-    done = study.finished()
-    if done:
-        events.emit("tune.resumed", f"{len(done)} of {config.trials} trials were done", done=len(done))
-    while len(done) < config.trials and not _out_of_time(done, config):
-        trial = study.ask(len(done), first)
-        _try(project, workload, model, trial, metric, number=len(done), events=events)
-        done = study.finished()
-        _tell(done, study.best(), config.trials, metric, events)
-    best = study.best()
+    plan = Plan.of(project, metric=metric_name(project, workload.problem.task), starts=[start["params"] for start in starts])
+    question = _question(project, plan, of=[data.id, features.id], threads=workload.threads)
+    store = Store(work, study=question, url=config.storage)
+    try:
+        done = store.finished()
+        if done:
+            events.emit("tune.resumed", f"{len(done)} of {plan.trials} trials were done", done=len(done))
+        _search(project, plan, workload, store, data, features, work, events)
+        trials, notes = store.finished(), store.notes()
+    finally:
+        store.close()
+    best = best_of(trials, greater_is_better=plan.greater_is_better)
     if best is None:  # every trial pruned cannot be: the first ones have nothing to be compared with
         raise DataError("tuning must finish at least one trial, finished none")
     write_json(out / "best.json", best.params)
-    write_json(out / "trials.json", [trial.to_json() for trial in done])
+    write_json(out / "trials.json", [trial.to_json() for trial in trials])
+    search = _told(plan, trials, notes, starts)
+    write_json(out / "search.json", search)
+    folder = _studies(project, studies) or out
+    study = history.record(
+        folder, question=question[:16], name=project.name, data=data, task=workload.problem.task, metric=plan.metric,
+        meta=_described(workload, data, features, studies), trials=trials, greater_is_better=plan.greater_is_better,
+    )  # fmt: skip
+    write_json(out / "study.json", study)
     return {
-        "metric": metric,
+        "metric": plan.metric,
+        "direction": search["direction"],
         "best": best.value,
         "best_trial": best.number,
-        "first": done[0].value,
-        "trials": len(done),
-        "pruned": sum(trial.state == "pruned" for trial in done),
+        "first": trials[0].value,
+        "trials": len(trials),
+        "pruned": sum(trial.state == "pruned" for trial in trials),
         "params": best.params,
-        "fit_s": round(sum(trial.seconds for trial in done), 3),
+        "fit_s": round(sum(trial.seconds for trial in trials), 3),
+        "starts": len(starts),
+        "narrowed": said(notes[NARROWED]) if NARROWED in notes else None,
     }
+
+
+def warm_starts(project: Project, data: Artifact, features: Artifact, *, studies: Path) -> list[dict[str, Any]]:
+    """What `tune.warm_start` asks to be tried first: `params` by path, and `from`, in words. Part of what the stage depends on.
+
+    Args:
+        studies: Folder of earlier searches, where the project names none; what is told of tables is kept there too.
+    """
+    config: TuneConfig = project.tune
+    if config.warm_start == "none":
+        return []
+    prepare_model(project)
+    space = space_of(config.space, project.model)
+    kinds = next(([str(kind) for kind in d.choices] for d in space.dimensions if d.path == KIND), [project.model.kind])
+    near: Sequence[Any] = []
+    if config.warm_start == "history":
+        meta = _described(Workload.of(project, data, features), data, features, studies)
+        near = history.nearest(meta, history.studies(_studies(project, studies) or studies, without=data.id))
+    return history.starts(near, space, portfolio=history.portfolio(kinds))
 
 
 def metric_name(project: Project, task: Any) -> str:
@@ -71,59 +119,68 @@ def metric_name(project: Project, task: Any) -> str:
     return str(name)
 
 
-def _study(project: Project, space: list[Dimension], metric: str, work: Path, *, of: list[Any]) -> Study:
-    """The search that `work` holds for exactly this question, however many trials were asked for."""
-    config: TuneConfig = project.tune
-    seed = project.seed if config.seed is None else config.seed
-    question = fingerprint(space=space, sampler=config.sampler, pruner=config.pruner, seed=seed, metric=metric, model=project.model, of=of)
-    return Study(
-        work,
-        name=question[:16],
-        dimensions=space,
-        config=config,
-        seed=seed,
-        greater_is_better=metric_of(metric).greater_is_better,
+def _search(
+    project: Project, plan: Plan, workload: Workload, store: Store, data: Artifact, features: Artifact, folder: Path, events: Events
+) -> None:
+    """Run the search to its end, here or in processes."""
+    workers = plan.config.workers
+    if workers == 1:
+        take_part(project, plan, workload, store, events=events)
+        return
+    engine = replace(
+        project.engine,
+        threads=max(1, workload.threads // workers),
+        memory=str(max(1, memory_bytes(project.engine.memory) // workers)),
+    )
+    order = order_of(replace(project, engine=engine), plan, data, features, folder=folder, study=store.study)
+    run_workers(order, workers, events=events)
+
+
+def _question(project: Project, plan: Plan, *, of: list[str], threads: int) -> str:
+    """What the trials are an answer to, however many there are to be and whoever tries them."""
+    config = plan.config
+    return fingerprint(
+        space=plan.space,
+        sampler=config.sampler,
+        pruner=config.pruner,
+        seed=plan.seed,
+        metric=plan.metric,
+        model=project.model,
+        starts=plan.starts,
+        narrow=config.narrow and (config.narrow_after or True),
+        # Machines that share a search may have as many threads as they like.
+        threads=None if config.storage else threads // config.workers,
+        of=of,
     )
 
 
-def _try(project: Project, workload: Workload, model: Model, trial: Trial, metric: str, *, number: int, events: Events) -> None:
-    start = time.perf_counter()
-    params = project.model.parameters(trial.params)
-    fitted = workload.fit(model, params, _watcher(trial, number, model.pace(params), events))
-    value = None
-    if not trial.pruned and workload.valid is not None:
-        y_N, weight_N = workload.valid.targets()
-        task: Any = workload.problem.task
-        value = evaluate(task, y_N, base.predict(fitted, workload.valid), weight=weight_N, metrics=[metric])[metric]
-        if not math.isfinite(value):
-            raise DataError(f"tune.metric: {metric} is undefined on the validation rows", hint="look at the split, or name another metric")
-    trial.end(value, seconds=time.perf_counter() - start)
+def _told(plan: Plan, trials: Sequence[Trial], notes: dict[str, Any], starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How the search went, for the report."""
+    greater = plan.greater_is_better
+    return {
+        "sampler": plan.config.sampler,
+        "pruner": plan.config.pruner,
+        "workers": plan.config.workers,
+        "direction": "maximize" if greater else "minimize",
+        "starts": list(starts),
+        "narrowed": {**notes[NARROWED], "said": said(notes[NARROWED])} if NARROWED in notes else None,
+        "importance": importance(plan.space, trials, seed=plan.seed, greater_is_better=greater),
+    }
 
 
-def _watcher(trial: Trial, number: int, pace: float, events: Events) -> OnRound:
-    told = [time.perf_counter()]
-
-    def on_round(round_number: int, measured: Mapping[str, float]) -> bool:
-        now = time.perf_counter()
-        if now - told[0] >= _TELL_S:
-            told[0] = now
-            events.emit(
-                "train.round", f"trial {number}, round {round_number}", level="progress", trial=number, round=round_number, **measured
-            )
-        for name, value in measured.items():  # the first is what the model goes by
-            return trial.tell_round(value, pace=pace, greater_is_better=metric_of(name.removeprefix("valid_")).greater_is_better)
-        return False
-
-    return on_round
+def _studies(project: Project, studies: Path | None) -> Path | None:
+    return project.folder / project.tune.history if project.tune.history else studies
 
 
-def _tell(done: list[Finished], best: Finished | None, trials: int, metric: str, events: Events) -> None:
-    last = done[-1]
-    result = "pruned" if last.value is None else f"{metric} {last.value:.4f}"
-    message = f"trial {last.number + 1} of {trials}: {result}" + (f", best {best.value:.4f}" if best else "")
-    fields: dict[str, Any] = {"number": last.number, "trials": trials, "state": last.state, "value": last.value, "params": last.params}
-    events.emit("tune.trial", message, **fields, best=best.value if best else None, seconds=round(last.seconds, 3))
-
-
-def _out_of_time(done: list[Finished], config: TuneConfig) -> bool:
-    return bool(done) and config.timeout_s is not None and sum(trial.seconds for trial in done) >= config.timeout_s
+def _described(workload: Workload, data: Artifact, features: Artifact, studies: Path | None) -> dict[str, float]:
+    """The table in numbers, told once."""
+    if studies is None:
+        return history.describe(workload, data)
+    path = studies / "tables" / f"{data.id[:16]}-{features.id[:16]}.json"
+    if path.exists():
+        found: dict[str, float] = Artifact(path.parent, {}).read_json(path.name)
+        return found
+    meta = history.describe(workload, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, meta)
+    return meta

@@ -7,11 +7,13 @@ import pytest
 from tidemill.core.errors import ConfigError, NotFound, TidemillError, Unsupported
 from tidemill.core.project import build
 from tidemill.models.config import ModelConfig
-from tidemill.tune.config import Dimension, TuneConfig, dimensions, flat
+from tidemill.tune.config import TuneConfig
+from tidemill.tune.space import Dimension, flat, space_of
 
 
 def read(space: dict[str, Any], kind: str = "xgboost") -> list[Dimension]:
-    return dimensions(build(TuneConfig, {"space": space}, path="tune"), build(ModelConfig, {"kind": kind}, path="model"))
+    config = build(TuneConfig, {"space": space}, path="tune")
+    return list(space_of(config.space, build(ModelConfig, {"kind": kind}, path="model")).dimensions)
 
 
 def test_every_kind_of_range_is_read() -> None:
@@ -44,7 +46,10 @@ def test_an_empty_space_is_the_kinds_own() -> None:
         ({"model.max_dept": {"int": [3, 9]}}, "xgboost", ConfigError, "tune.space.model.max_dept: is not a known key.*max_depth"),
         ({"max_depth": {"int": [3, 9]}}, "xgboost", ConfigError, 'must be "model.<name>"; did you mean "model.max_depth"'),
         ({"features.age": {"int": [3, 9]}}, "xgboost", Unsupported, r"only model parameters are searched, not \[features\]"),
-        ({"model.kind": {"choice": ["linear", "xgboost"]}}, "xgboost", Unsupported, "tune.space.model.kind: is not searched"),
+        ({"model.interval": {"float": [0.5, 0.9]}}, "xgboost", Unsupported, "tune.space.model.interval: is not searched"),
+        ({"model.kind": {"int": [1, 2]}}, "xgboost", ConfigError, "tune.space.model.kind: must be a choice of kinds"),
+        ({"model.calibrate": {"choice": ["plat"]}}, "xgboost", ConfigError, "tune.space.model.calibrate: must be a choice of none, platt"),
+        ({"model.max_depth": {"int": [3, 9], "points": 0}}, "xgboost", ConfigError, "points: must be in 1..1000, got 0"),
         ({"model.max_depth": {"int": [0, 9]}}, "xgboost", ConfigError, "tune.space.model.max_depth: must be in 1..30, got 0"),
         ({"model.max_depth": {"int": [9, 3]}}, "xgboost", ConfigError, "must be two whole numbers, the lower first"),
         ({"model.max_depth": {"int": [3]}}, "xgboost", ConfigError, "must be two whole numbers"),
@@ -72,7 +77,13 @@ def test_a_wrong_space_is_named(space: dict[str, Any], kind: str, error: type[Ti
     [
         ({"trial": 3}, ConfigError, "tune.trial: is not a known key.*tune.trials"),
         ({"trials": 0}, ConfigError, r"tune.trials: must be in 1\.\."),
-        ({"sampler": "grid"}, ConfigError, "tune.sampler: must be one of tpe, random"),
+        ({"sampler": "cma"}, ConfigError, "tune.sampler: must be one of tpe, gp, random, grid"),
+        ({"workers": 0}, ConfigError, r"tune.workers: must be in 1\.\."),
+        ({"storage": "mysql://x/y"}, ConfigError, "tune.storage: must be postgresql://user@host/database, got 'mysql'"),
+        ({"storage": "postgresql://ann:secret@db/x"}, ConfigError, "tune.storage: must not hold a password; put it into PGPASSWORD"),
+        ({"storage": "postgresql://db/x?user=ann&password=secret"}, ConfigError, "must not hold a password"),
+        ({"narrow_after": 10}, ConfigError, "tune.narrow_after: has no effect without narrow"),
+        ({"narrow": True, "sampler": "grid"}, ConfigError, "tune.narrow: a grid is tried whole"),
         ({"metric": "roc_auk"}, NotFound, "did you mean 'roc_auc'"),
         ({"space": {"model.max_depth": {"int": []}}}, ConfigError, "must be a list"),
     ],

@@ -21,7 +21,6 @@ from tidemill.models.config import ModelConfig
 from tidemill.train.config import TrainConfig
 from tidemill.tune.config import TuneConfig
 from tidemill.tune.stage import metric_name, run
-from tidemill.tune.study import JOURNAL, mend
 
 Stages = Callable[..., tuple[Artifact, Artifact]]
 
@@ -149,8 +148,6 @@ def test_killed_and_resumed_is_as_uninterrupted(finished_stages: Stages, tmp_pat
         killed.send_signal(signal.SIGKILL)
         killed.wait()
     assert not (tmp_path / "killed" / "best.json").exists()
-    with (tmp_path / "work" / JOURNAL).open("ab") as journal:
-        journal.write(b'{"op_code":4,"work')  # a line that the kill cut short
     with start("resumed", "work") as resumed, start("whole", "other") as whole:
         lines = resumed.communicate()[0].split()
         whole.communicate()
@@ -159,15 +156,6 @@ def test_killed_and_resumed_is_as_uninterrupted(finished_stages: Stages, tmp_pat
     assert lines.count("tune.trial") == 12 - done
     assert trials_of(tmp_path / "resumed") == trials_of(tmp_path / "whole")
     assert (tmp_path / "resumed" / "best.json").read_bytes() == (tmp_path / "whole" / "best.json").read_bytes()
-
-
-def test_a_lock_and_half_a_line_are_taken_away(tmp_path: Path) -> None:
-    (tmp_path / JOURNAL).write_bytes(b'{"a":1}\n{"b":2}\n{"c"')
-    (tmp_path / f"{JOURNAL}.lock").symlink_to(tmp_path / JOURNAL)
-    mend(tmp_path)
-    assert (tmp_path / JOURNAL).read_bytes() == b'{"a":1}\n{"b":2}\n'
-    assert [path.name for path in tmp_path.iterdir()] == [JOURNAL]
-    mend(tmp_path / "absent")
 
 
 def test_trials_that_lag_are_pruned(finished_stages: Stages, tmp_path: Path) -> None:
