@@ -104,6 +104,8 @@ def run(
         Conflict: If another run works in the same home.
         TidemillError: What a stage raises; finished stages are kept.
     """
+    import tidemill.data.stage as data_stage
+
     first, last = _span(from_stage, to_stage)
     if not 0 < sample <= 1:
         raise ConfigError(f"sample: must be in (0, 1], got {sample}")
@@ -137,6 +139,8 @@ def run(
         except TidemillError as error:
             events.emit("run.failed", str(error), level="error")
             raise
+        finally:
+            data_stage.forget(home)
         if register and "package" in made.stages:
             before = ledger.alias(project.name)
             made.version = ledger.register(Package.open(made.stages["package"].path), why=f"run {made.id}")
@@ -227,7 +231,7 @@ def _steps(
         return facts
 
     steps: list[tuple[str, Callable[[], dict[str, Any]], Fill]] = [
-        ("data", data_parts, lambda out: data_stage.run(project, out, events=events, sample=sample)),
+        ("data", data_parts, lambda out: data_stage.run(project, out, events=events, sample=sample, cache=store.parents[1])),
         ("features", features_parts, lambda out: features_stage.run(project, stages["data"], out, events=events)),
     ]
     if project.tune is not None:

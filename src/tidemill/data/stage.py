@@ -22,7 +22,7 @@ from tidemill.data.checks import checked, refused, said
 from tidemill.data.config import DataConfig
 from tidemill.data.prepare import called, name_of, source_hash
 from tidemill.data.profile import Sketches, TableSketch, described
-from tidemill.data.sources import content_hashes, scanned
+from tidemill.data.sources import QUERIES, content_hashes, scanned
 from tidemill.data.split import SPLITS, Cuts, find_cuts
 from tidemill.data.table import KEY, ORDER, ROW, STRATUM, staged
 from tidemill.data.target import TargetFacts, class_counts, told
@@ -30,11 +30,12 @@ from tidemill.data.target import TargetFacts, class_counts, told
 STAGING = ".staging"
 
 
-def run(project: Project, out: Path, *, events: Events, sample: float = 1.0) -> dict[str, Any]:
+def run(project: Project, out: Path, *, events: Events, sample: float = 1.0, cache: Path | None = None) -> dict[str, Any]:
     """Fill `out` with `train`, `valid` and `test`, schema, profile, checks and signs of leakage; returns the main figures.
 
     Args:
         sample: Share of rows to work on, in (0, 1], of those that the project takes.
+        cache: The folder that `inputs` was given, so that a query's rows are those that it hashed.
 
     Raises:
         ConfigError: If the configuration does not fit the data.
@@ -43,7 +44,7 @@ def run(project: Project, out: Path, *, events: Events, sample: float = 1.0) -> 
     config: DataConfig = project.data
     config.check()
     with open_engine(project.engine, scratch=out) as engine:
-        rows, schema = _prepared(engine, project, out, events, sample=sample * config.sample)
+        rows, schema = _prepared(engine, project, out, events, sample=sample * config.sample, cache=cache)
         counts = engine.reduce(rows, leakage.NullCounts(schema.names, config.target))
         known, unknown = (int(count) for count in counts[-1])
         _some_rows(project, known, unknown, events)
@@ -79,20 +80,26 @@ def inputs(project: Project, *, cache: Path | None = None) -> dict[str, Any]:
     """What the stage's output depends on besides the configuration: the sources' content and the source of `prepare`.
 
     Args:
-        cache: Folder that remembers the hashes of files that did not change.
+        cache: Folder that remembers the hashes of files that did not change, and keeps a query's rows until `forget`.
 
     Raises:
         DataError: If a source is missing, or the module of `prepare` cannot be imported.
     """
     config: DataConfig = project.data
     config.check()
-    return {"sources": content_hashes(config, project.folder, cache=cache), "prepare": source_hash(config.prepare, project.folder)}
+    hashes = content_hashes(config, project.folder, cache=cache, engine=project.engine)
+    return {"sources": hashes, "prepare": source_hash(config.prepare, project.folder)}
 
 
-def _prepared(engine: DataEngine, project: Project, out: Path, events: Events, *, sample: float) -> tuple[Rows, Schema]:
+def forget(cache: Path) -> None:
+    """Remove the rows of queries that `inputs` kept for the run."""
+    shutil.rmtree(cache / QUERIES, ignore_errors=True)
+
+
+def _prepared(engine: DataEngine, project: Project, out: Path, events: Events, *, sample: float, cache: Path | None) -> tuple[Rows, Schema]:
     """The user's table, staged."""
     config: DataConfig = project.data
-    sources = scanned(engine, config, project.folder)
+    sources = scanned(engine, config, project.folder, cache=cache)
     events.emit("data.sources", f"reading {', '.join(sources)}", level="progress")
     table = next(iter(sources.values()))
     where = ""
