@@ -14,6 +14,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_feature_names, _check_n_features, _check_sample_weight, check_is_fitted, column_or_1d
 
+from tidemill.core.errors import Unsupported
 from tidemill.core.graph import BulkGraph
 from tidemill.core.load import load
 from tidemill.core.project import build
@@ -56,6 +57,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         schema = Schema.from_json(described["inputs"])
         x_NF = BulkGraph(features, schema).run(batch, ["features"])["features"]
         config = build(load("section", "model"), {"kind": self.model, **(self.parameters or {})}, path="model")
+        if config.interval is not None:
+            raise Unsupported("interval: needs validation rows, which an estimator does not hold back", hint="use tidemill.fit")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         fitted = config.model().fit(
             MemoryMatrix(x_NF, y_N, weight_N, names=described["names"]),

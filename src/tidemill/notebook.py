@@ -9,6 +9,7 @@ import html
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ class Model:
         probability = self._predictor.arrow(to_arrow(data)).probability
         return np.empty((0, len(self.classes))) if probability is None else probability
 
+    def predict_interval(self, data: Any) -> np.ndarray:
+        """Low and high of N rows, shape [N, 2]: where the true value lies with the share that `model.interval` asked for.
+
+        Raises:
+            DataError: If the model was fitted without intervals, or a column is missing or of another type.
+        """
+        if self.package.interval is None:
+            raise DataError("predict_interval needs a model with intervals", hint='fit it with model={"kind": "xgboost", "interval": 0.9}')
+        interval = self._predictor.arrow(to_arrow(data)).interval
+        return np.empty((0, 2)) if interval is None else interval
+
     @property
     def classes(self) -> list[Any] | None:
         return self.package.classes
@@ -96,7 +108,7 @@ def fit(
     *,
     target: str,
     task: str | None = None,
-    model: str = "xgboost",
+    model: str | Mapping[str, Any] = "xgboost",
     trials: int = 0,
     keys: tuple[str, ...] = (),
     weight: str | None = None,
@@ -112,7 +124,8 @@ def fit(
         data: pandas, Polars or Arrow table.
         target: Column to predict; the others are features, except `keys` and `weight`.
         task: "binary", "multiclass" or "regression"; told from the target when absent.
-        model: Kind of model, such as "xgboost" or "linear".
+        model: Kind of model, such as "xgboost" or "linear", or the section `[model]`, such as
+            {"kind": "xgboost", "max_depth": 4, "interval": 0.9}.
         trials: Tuning trials; 0 means none.
         home: Folder for artifacts, ledger and report; a temporary one, gone with the model, when absent.
         sections: Further sections of the project file as mappings, such as `features={"age": ["bin"]}`.
@@ -123,7 +136,7 @@ def fit(
     """
     tree: dict[str, Any] = {"name": name, "seed": seed, **sections}
     tree["data"] = {"target": target, "keys": list(keys), **({"weight": weight} if weight else {}), **sections.get("data", {})}
-    tree["model"] = {"kind": model, **sections.get("model", {})}
+    tree["model"] = {"kind": model} if isinstance(model, str) else dict(model)
     if task is not None:
         tree["task"] = task
     if trials:

@@ -75,7 +75,21 @@ def test_numbers_and_text_are_told_apart(frame: pd.DataFrame) -> None:
     assert tm.fit(frame, target="kind", model="linear").package.task == "multiclass"
 
 
+def test_intervals_are_asked_for_and_answered(frame: pd.DataFrame) -> None:
+    settings = {"kind": "xgboost", "num_rounds": 20, "max_depth": 3, "interval": 0.8}
+    numbers = frame.assign(y=frame["x"] * 3 + np.random.default_rng(1).normal(size=len(frame)))
+    made = tm.fit(numbers, target="y", model=settings, contract={"parity": 1e-4, "interval": {"min_coverage": 0.5}})
+    low, high = made.predict_interval(numbers).T
+    predicted = made.predict(numbers)
+    assert ((low <= predicted) & (predicted <= high)).all()
+    assert ((low <= numbers["y"]) & (numbers["y"] <= high)).mean() > 0.7
+    with pytest.raises(ConfigError, match=r"contract\.interval: needs intervals"):
+        tm.fit(numbers, target="y", contract={"interval": {"min_coverage": 0.5}})
+
+
 def test_mistakes_are_named(frame: pd.DataFrame, model: tm.Model) -> None:
+    with pytest.raises(DataError, match="predict_interval needs a model with intervals"):
+        model.predict_interval(frame)
     with pytest.raises(DataError, match="pandas, Polars or Arrow"):
         tm.fit([1, 2], target="late")
     with pytest.raises(Exception, match="lat"):

@@ -45,6 +45,16 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interval:
+    """`interval = { min_coverage = 0.88 }`, of the intervals around predictions, on the test split."""
+
+    min_coverage: float | None = field(default=None, metadata={"min": 0.0, "max": 1.0})
+    """Share of rows whose true value must lie inside; a little below `model.interval`, since it is a measured share."""
+    max_width: float | None = field(default=None, metadata={"min": 0.0})
+    """Mean width that must not be passed, in the target's unit."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Size:
     """`size = { max_mb = 20 }`."""
 
@@ -58,6 +68,8 @@ class ContractConfig:
 
     quality: Quality | None = None
     """Quality on the untouched test split."""
+    interval: Interval | None = None
+    """Coverage and width of the intervals, where `model.interval` asks for them."""
     latency: Latency | None = None
     """Time for one row."""
     size: Size | None = None
@@ -68,6 +80,8 @@ class ContractConfig:
     def check(self) -> None:
         if self.quality and self.quality.min is None and self.quality.max is None and self.quality.max_drop is None:
             raise ConfigError("contract.quality: must promise min, max or max_drop, got none of them")
+        if self.interval and self.interval.min_coverage is None and self.interval.max_width is None:
+            raise ConfigError("contract.interval: must promise min_coverage or max_width, got none of them")
 
     def promises(self) -> list[dict[str, Any]]:
         """The contract as `contract.json` holds it: `{name, measure, limit, relation, [metric]}` each.
@@ -83,6 +97,11 @@ class ContractConfig:
                     made.append(_promise(f"quality {name}", "quality.value", relation, limit, metric=metric))
             if self.quality.max_drop is not None:
                 made.append(_promise("quality max_drop", "drop.bound", "<=", self.quality.max_drop, metric=metric))
+        if self.interval is not None:
+            if self.interval.min_coverage is not None:
+                made.append(_promise("interval min_coverage", "interval.coverage", ">=", self.interval.min_coverage))
+            if self.interval.max_width is not None:
+                made.append(_promise("interval max_width", "interval.mean_width", "<=", self.interval.max_width))
         if self.latency is not None:
             for name, limit in (("p50_ms", self.latency.p50_ms), ("p99_ms", self.latency.p99_ms)):
                 if limit is not None:

@@ -107,6 +107,11 @@ class Package:
         return cast("list[Any] | None", self.manifest["signature"].get("classes"))
 
     @property
+    def interval(self) -> float | None:
+        """Share of new rows whose true value the answered interval is to hold; None where none is answered."""
+        return cast("float | None", self.manifest["signature"].get("interval"))
+
+    @property
     def keys(self) -> list[str]:
         """Columns that batch prediction copies through."""
         return list(self.manifest["signature"].get("keys", []))
@@ -138,10 +143,20 @@ class Package:
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions of N rows. `probability` is [N, K] in the order of the package's classes, None without classes."""
+    """Predictions of N rows.
+
+    `probability` is [N, K] in the order of the package's classes, None without classes; `interval` is low and high [N, 2]
+    around the prediction, None where the package has none.
+    """
 
     prediction: np.ndarray
     probability: np.ndarray | None = None
+    interval: np.ndarray | None = None
+
+    @property
+    def values(self) -> np.ndarray:
+        """What is judged: probabilities [N, K], else predictions [N], or [N, D] for embeddings."""
+        return self.prediction if self.probability is None else self.probability
 
 
 class Predictor:
@@ -156,6 +171,7 @@ class Predictor:
         self.signature: RowSignature = self._graph.signature
         self._bulk: BulkGraph | None = None
         self._output = ["probability"] if package.classes else ["prediction"]
+        self._output += [] if package.interval is None else ["interval"]
         self._labels = label_array(package.classes) if package.classes else None
 
     def run(self, inputs: Arrays) -> Answers:
@@ -199,7 +215,7 @@ class Predictor:
     def _answers(self, results: Arrays) -> Answers:
         values = results[self._output[0]]
         if self._labels is None:
-            return Answers(values)
+            return Answers(values, interval=results.get("interval"))
         return Answers(self._labels[values.argmax(axis=1)], values)
 
 
@@ -229,7 +245,7 @@ def write(
 
     Args:
         signature: `kind`, `inputs` (columns), `outputs`, and where they apply `target`, `classes`, `keys`, `example`,
-            `preprocess`, `preprocess_config`.
+            `interval`, `preprocess`, `preprocess_config`.
         files: Graphs and preprocessing by file name: bytes, or a file to copy.
         documents: JSON-able values by file name (`contract.json`, `evidence/quality.json`, ...), text for `card.md`.
         lineage: Artifact ids and versions that the package was made from.
@@ -270,8 +286,13 @@ def seal(
     fitted: Any = None,
     graph: str = "full.onnx",
     runtime: str = "onnxruntime",
+    domains: Sequence[str] = (),
 ) -> None:
-    """Write the manifest of a folder that holds all the package's other files."""
+    """Write the manifest of a folder that holds all the package's other files.
+
+    Args:
+        domains: Domains of operators that the graph needs of ONNX Runtime, beyond standard ONNX.
+    """
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
     entries = {file.relative_to(folder).as_posix(): {"sha256": hash_file(file), "bytes": file.stat().st_size} for file in files}
     answers = {key: value for key, value in signature.items() if key != "example"}
@@ -283,7 +304,7 @@ def seal(
         "signature": dict(signature),
         "identity": hash_json({"format": FORMAT, "task": task, "signature": answers, "graphs": graphs, "fitted": fitted}),
         "lineage": dict(lineage),
-        "runtime": {"kind": runtime, "graph": graph},
+        "runtime": {"kind": runtime, "graph": graph, **({"domains": list(domains)} if domains else {})},
         "files": entries,
         "created": now(),
     }

@@ -68,6 +68,8 @@ class Project:
         for section in _SECTIONS:
             if getattr(self, section) is None and section not in _OPTIONAL:
                 object.__setattr__(self, section, load("section", section)())
+        if getattr(self.contract, "interval", None) is not None and getattr(self.model, "interval", None) is None:
+            raise ConfigError("contract.interval: needs intervals to promise anything of", hint="set model.interval, such as 0.9")
 
     def to_json(self) -> dict[str, Any]:
         """The tree as plain values, without the folder."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tidemill.core.baseline import distributions, from_json
+from tidemill.core.coverage import coverage
 from tidemill.core.drift import Drift, drift
 from tidemill.core.errors import DataError
 from tidemill.core.metrics import default_metric, interval
@@ -116,28 +117,33 @@ def _picture_edges(reference: ColumnSketch, current: ColumnSketch, bins: int = 2
 
 
 def _quality(predictor: Predictor, labels: Path) -> dict[str, Any]:
-    """The package's metric on labelled live rows, beside the one that it was registered with."""
+    """The package's metric on labelled live rows, beside the one that it was registered with; its intervals' coverage too."""
     package = predictor.package
     target = package.manifest["signature"].get("target")
     if not target:
         raise DataError(f"{package.name} has no target to hold labels against", hint="package it with --target")
-    truth, answers = [], []
+    truth, answers, ends = [], [], []
     for batch in LiveRows(package, labels, columns=(target,)).batches():
         known = batch.filter(batch.column(target).is_valid())
         result = predictor.arrow(known)
         values = known.column(target).to_pylist()
         truth.append(_indices(values, package.classes) if package.classes else np.array(values, np.float64))
         answers.append(result.prediction.ravel() if result.probability is None else result.probability)
+        ends += [] if result.interval is None else [result.interval]
     y, p = np.concatenate(truth), np.concatenate(answers)
     expected = package.evidence().get("quality", {})
     metric = expected.get("metric") or default_metric(package.task)  # type: ignore[arg-type]
     if p.ndim == 2 and p.shape[1] == 2:
         p = p[:, 1]
     now = interval(metric, y, p, seed=0)
-    return {
+    found: dict[str, Any] = {
         "metric": metric, "value": now.point, "low": now.low, "high": now.high, "rows": len(y),
         "expected": {key: expected.get(key) for key in ("value", "low", "high", "rows")},
     }  # fmt: skip
+    if package.interval is not None:
+        registered = package.evidence().get("interval", {})
+        found["interval"] = coverage(y, np.concatenate(ends), level=package.interval) | {"expected": registered.get("coverage")}
+    return found
 
 
 def _indices(values: list[Any], classes: list[Any]) -> np.ndarray:
@@ -163,4 +169,6 @@ def _verdict(found: dict[str, Any]) -> dict[str, str]:
         text += f"; {quality['metric']} now {quality['value']:.4f}"
         if quality["expected"]["value"] is not None:
             text += f", was {quality['expected']['value']:.4f}"
+        if "interval" in quality:
+            text += f"; intervals hold {quality['interval']['coverage']:.1%}, made for {quality['interval']['level']:.0%}"
     return {"level": level, "text": text}

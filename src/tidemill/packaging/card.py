@@ -32,8 +32,8 @@ def card(
     Args:
         about: `source` (what it was made from), `model` (its kind), `rows` (by split), `limits` (sentences), each optional.
     """
-    parts = [f"# {name}\n", _what(task, signature, about), _inputs(signature), _quality(evidence), _promises(verdicts, evidence)]
-    parts += [_limits(evidence, about), _made_from(lineage, about)]
+    parts = [f"# {name}\n", _what(task, signature, about), _inputs(signature), _quality(evidence), _intervals(evidence)]
+    parts += [_promises(verdicts, evidence), _limits(evidence, about), _made_from(lineage, about)]
     return "\n".join(part for part in parts if part)
 
 
@@ -75,6 +75,18 @@ def _quality(evidence: Mapping[str, Any]) -> str:
         lines += ["", f"Where it does worst ({METRICS[found['metric']].title}):\n"]
         lines += [f"- `{_cell(one['column'])}` = {_cell(one['value'])}: {_number(one['point'])} on {one['rows']:,} rows" for one in worst]
     return "\n".join(lines) + "\n"
+
+
+def _intervals(evidence: Mapping[str, Any]) -> str:
+    found = evidence.get("interval")
+    if not found:
+        return ""
+    return (
+        f"## Intervals\n\nMade to hold {found['level']:.0%} of the true values. On {found['rows']:,} rows they held {found['coverage']:.1%} "
+        f"({found['low']:.1%} to {found['high']:.1%}); {found['below']:.1%} lay below and {found['above']:.1%} above. Mean width "
+        f"{_number(found['mean_width'])}, median {_number(found['median_width'])}; without the model {_number(found['target_width'])} "
+        f"would hold as many. Pinball loss {_number(found['pinball'])}.\n"
+    )
 
 
 def _promises(verdicts: Sequence[Verdict], evidence: Mapping[str, Any]) -> str:

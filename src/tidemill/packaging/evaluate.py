@@ -167,7 +167,7 @@ def answered(package: Package, rows: Rows, *, threads: int = 1) -> np.ndarray:
     """A package's probabilities (N, K), or predictions (N,), for all rows."""
     predictor = Predictor(package, threads=threads)
     parts = [predictor.arrow(batch) for batch in rows.batches(package.schema.names)]
-    return np.concatenate([part.prediction if part.probability is None else part.probability for part in parts])
+    return np.concatenate([part.values for part in parts])
 
 
 def _curves(

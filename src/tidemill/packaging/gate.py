@@ -15,11 +15,13 @@ import numpy as np
 from tidemill.core.artifact import write_json
 from tidemill.core.baseline import distributions, to_json
 from tidemill.core.contract import Verdict, hardware, judge, measure_latency
+from tidemill.core.coverage import coverage
 from tidemill.core.errors import ContractViolation
 from tidemill.core.events import Events, now
 from tidemill.core.package import Package, Predictor, seal
 from tidemill.packaging.card import card
 from tidemill.packaging.evaluate import Trivial, drop, quality
+from tidemill.packaging.merge import runtime_domains
 from tidemill.packaging.parity import Native, compare, why
 from tidemill.packaging.rows import Rows, Target, every
 
@@ -97,7 +99,14 @@ def pass_gate(candidate: Candidate, trial: Trial, *, events: Events) -> dict[str
     write_json(candidate.folder / "baseline.json", to_json(*distributions(Predictor(draft, threads=candidate.threads), reference)))
     write_json(candidate.folder / "contract.json", {"promises": list(candidate.promises)})
     signature = {**candidate.signature, "example": example(draft, trial.rows)}
-    text = card(candidate.name, candidate.task, signature, evidence, verdicts, lineage=candidate.lineage, about=candidate.about)
+    domains = runtime_domains(candidate.folder / candidate.graph)
+    about = dict(candidate.about)
+    if domains:
+        about["limits"] = [
+            *about.get("limits", []),
+            f"Its graph needs ONNX Runtime, for operators of {', '.join(domains)}; other runtimes cannot run it.",
+        ]
+    text = card(candidate.name, candidate.task, signature, evidence, verdicts, lineage=candidate.lineage, about=about)
     (candidate.folder / "card.md").write_text(text, encoding="utf-8")
     seal(
         candidate.folder,
@@ -107,6 +116,7 @@ def pass_gate(candidate: Candidate, trial: Trial, *, events: Events) -> dict[str
         lineage=candidate.lineage,
         fitted=candidate.fitted,
         graph=candidate.graph,
+        domains=domains,
     )
     facts = {
         "identity": Package.open(candidate.folder).identity,
@@ -128,7 +138,7 @@ def example(package: Package, rows: Rows) -> dict[str, Any]:
 
 
 def _measured(candidate: Candidate, draft: Package, trial: Trial, events: Events) -> dict[str, Any]:
-    """Every measurement by name: parity, quality, drop, latency, size."""
+    """Every measurement by name: parity, quality, interval, drop, latency, size."""
     limit = next((promise["limit"] for promise in candidate.promises if promise["measure"] == "parity.max_difference"), math.inf)
     predictor = Predictor(draft, threads=candidate.threads)
     events.emit("package.parity", f"parity over {trial.rows.num_rows} rows", level="progress")
@@ -149,6 +159,9 @@ def _measured(candidate: Candidate, draft: Package, trial: Trial, events: Events
             columns=[] if draft.kind == "text" else draft.schema.names,
             **common,
         )
+        if compared.interval is not None and draft.interval is not None:
+            found = coverage(y_N, compared.interval, level=draft.interval, weight_N=weight_N)
+            evidence["interval"] = {**found, "at": now()}
         if trial.champion is not None:
             champion = trial.champion
             evidence["drop"] = drop(candidate.task, y_N, compared.answer, champion, trial.rows, threads=candidate.threads, **common)

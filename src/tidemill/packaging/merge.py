@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tidemill.core.errors import DataError
+from tidemill.core.graph import RUNTIME_OPSETS
 from tidemill.core.load import need
 from tidemill.core.package import label_array
 
@@ -17,10 +19,13 @@ if TYPE_CHECKING:
 FEATURES = "features"
 PROBABILITY = "probability"
 PREDICTION = "prediction"
+INTERVAL = "interval"
 
 
 def merge(features: onnx.ModelProto, model: onnx.ModelProto, *, classes: Sequence[Any] | None) -> onnx.ModelProto:
-    """The graph from raw columns to `probability` [N, K] and `prediction` [N], or to `prediction` alone without classes.
+    """The graph from raw columns to `probability` [N, K] and `prediction` [N], or to `prediction` without classes.
+
+    What else the model answers, such as `interval` [N, 2], is answered too.
 
     Tensors inside each part are renamed, so that neither they nor the raw columns can clash. The same parts always
     give the same bytes.
@@ -34,7 +39,7 @@ def merge(features: onnx.ModelProto, model: onnx.ModelProto, *, classes: Sequenc
     """
     compose = need("onnx.compose", "packaging a model")
     columns = [value.name for value in features.graph.input]
-    for name in (PROBABILITY, PREDICTION):
+    for name in dict.fromkeys([PROBABILITY, PREDICTION, *(value.name for value in model.graph.output)]):
         if name in columns:
             raise DataError(
                 f"column {name!r} must have another name: the package's answer is called so", field=name, hint="rename it in prepare"
@@ -72,14 +77,16 @@ def with_labels(model: onnx.ModelProto, classes: Sequence[Any]) -> onnx.ModelPro
     return checked(model)
 
 
-def outputs(classes: Sequence[Any] | None, *, width: int | None = None) -> list[dict[str, Any]]:
+def outputs(classes: Sequence[Any] | None, *, width: int | None = None, interval: bool = False) -> list[dict[str, Any]]:
     """What a graph of this package answers, as the signature says it: name, type, shape with -1 for the rows.
 
     Args:
         width: Numbers in each prediction, for embeddings.
+        interval: Whether low and high stand beside each prediction.
     """
     if classes is None:
-        return [{"name": PREDICTION, "type": "float32", "shape": [-1] if width is None else [-1, width]}]
+        prediction: dict[str, Any] = {"name": PREDICTION, "type": "float32", "shape": [-1] if width is None else [-1, width]}
+        return [prediction, {"name": INTERVAL, "type": "float32", "shape": [-1, 2]}] if interval else [prediction]
     kinds = {"b": "boolean", "i": "int64", "O": "string"}
     return [
         {"name": PROBABILITY, "type": "float32", "shape": [-1, len(classes)]},
@@ -99,6 +106,12 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     except checker.ValidationError as error:
         raise DataError(f"the package's graph must be valid ONNX: {error}") from error
     return model
+
+
+def runtime_domains(path: Path) -> list[str]:
+    """Domains of the graph's operators that only ONNX Runtime has, sorted."""
+    model = need("onnx", "packaging a model").load(str(path), load_external_data=False)
+    return sorted({node.domain for node in model.graph.node} & RUNTIME_OPSETS.keys())
 
 
 def to_bytes(model: onnx.ModelProto) -> bytes:

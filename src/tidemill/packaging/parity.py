@@ -41,7 +41,10 @@ class Native(Protocol):
     against: str
 
     def answer(self, batch: pa.RecordBatch) -> np.ndarray:
-        """Probabilities [N, K] or predictions [N] (embeddings [N, D]) for raw rows, without the graph."""
+        """Probabilities [N, K] or predictions [N] (embeddings [N, D]) for raw rows, without the graph.
+
+        Where the package answers an interval: prediction, low and high [N, 3].
+        """
 
     def explain(self, batch: pa.RecordBatch, graph_answer: np.ndarray, limit: float) -> list[dict[str, Any]]:
         """For each row of a batch, why the graph answers otherwise: at least `cause` and `detail`."""
@@ -53,12 +56,14 @@ class Compared:
 
     evidence: dict[str, Any]
     answer: np.ndarray = field(repr=False)
+    interval: np.ndarray | None = field(default=None, repr=False)
+    """Low and high [N, 2], where the package answers them."""
 
 
 def compare(predictor: Predictor, rows: Rows, native: Native, *, limit: float, columns: list[str] | None = None) -> Compared:
     """The graph's answers for all rows and how far the independent path is from them.
 
-    The difference of a row is the largest over its classes, absolute in probability and in an embedding's numbers;
+    The difference of a row is the largest over its classes, or over prediction and interval, absolute in probability and in an embedding's numbers;
     in regression it is relative to the larger of the native prediction and the mean size of all of them. Some rows are also sent one by
     one, as JSON would bring them, and as a plain batch, and must agree with the bulk route within the same limit.
 
@@ -103,7 +108,8 @@ def compare(predictor: Predictor, rows: Rows, native: Native, *, limit: float, c
     }
     if over:
         evidence["causes"] = [entry["detail"] for entry in evidence["worst"] if "detail" in entry]
-    return Compared(evidence, np.concatenate(answers))
+    answer = np.concatenate(answers)
+    return Compared(evidence, answer) if predictor.package.interval is None else Compared(evidence, answer[:, 0], answer[:, 1:])
 
 
 def _other_routes(
@@ -115,7 +121,7 @@ def _other_routes(
     found = np.concatenate([*alone, _values(predictor.run(predictor.signature.from_arrow(batch)))])
     bulk = np.concatenate([*(answer[None] for _, answer in sample), first[: batch.num_rows]])
     gap_N = _gap(found, bulk)
-    return gap_N if scale is None else gap_N / np.fmax(np.abs(bulk), scale)
+    return gap_N if scale is None else gap_N / np.fmax(np.abs(bulk.reshape(len(bulk), -1)).max(axis=1), scale)
 
 
 def why(evidence: dict[str, Any]) -> str | None:
@@ -170,14 +176,20 @@ class ReferencePath:
         self._model_graph = session(model / "model.onnx", threads=threads)
 
     def answer(self, batch: pa.RecordBatch) -> np.ndarray:
-        return np.asarray(self._model.predict(self._features(batch)))
+        return self._answer(self._features(batch))
 
     def explain(self, batch: pa.RecordBatch, graph_answer: np.ndarray, limit: float) -> list[dict[str, Any]]:
         """Each row's difference traced to the operators (and there to rounding, or not) or to the model."""
         native_NF = self._features(batch)
         graph_NF = self._features_graph.run(batch, [FEATURES])[FEATURES]
-        crossed = _gap(graph_answer, np.asarray(self._model.predict(graph_NF))) <= limit
+        crossed = _gap(graph_answer, self._answer(graph_NF)) <= limit
         return [self._cause(native_NF[row], graph_NF[row], bool(crossed[row])) for row in range(len(native_NF))]
+
+    def _answer(self, x_NF: np.ndarray) -> np.ndarray:
+        prediction = np.asarray(self._model.predict(x_NF))
+        if not hasattr(self._model, "predict_interval"):
+            return prediction
+        return np.column_stack([prediction, self._model.predict_interval(x_NF)])
 
     def _features(self, batch: pa.RecordBatch) -> np.ndarray:
         import pyarrow as pa
@@ -211,7 +223,7 @@ class FunctionPath:
 
 
 def _values(answers: Answers) -> np.ndarray:
-    return answers.prediction if answers.probability is None else answers.probability
+    return answers.values if answers.interval is None else np.column_stack([answers.prediction, answers.interval])
 
 
 def _scale(sizes: list[np.ndarray]) -> float:

@@ -52,18 +52,21 @@ def run(
     target = Target(column=facts["target"], classes=classes, weight=facts["weight"])
     test, reference = Split(data.path, "test"), Split(data.path, "train")
 
+    report = train.read_json("train.json")
+    interval = report.get("interval")
     _write_graphs(features.path, train.path, out, classes)
     signature: dict[str, Any] = {
         "kind": "row",
         "inputs": schema.to_json(),
-        "outputs": merge.outputs(classes),
+        "outputs": merge.outputs(classes, interval=interval is not None),
         "target": facts["target"],
         "keys": list(facts["keys"]),
     }
     if classes is not None:
         signature["classes"] = list(classes)
+    if interval is not None:
+        signature["interval"] = interval["level"]
     made_from = {"data": data, "features": features, "tune": tune, "train": train}
-    report = train.read_json("train.json")
     candidate = Candidate(
         folder=out,
         name=project.name,

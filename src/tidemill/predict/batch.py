@@ -109,7 +109,7 @@ def _check_output(output: Path, source: Path, kept: Sequence[str]) -> None:
     if output == source.absolute():
         raise ConfigError(f"output must not be the input, got {output} for both")
     for name in kept:
-        if name in ("prediction", "probability") or name.startswith("probability_"):
+        if name in ("prediction", "prediction_low", "prediction_high", "probability") or name.startswith("probability_"):
             raise ConfigError(f"keep: column {name!r} has the name of an answer", hint="rename it in the input, or use --keep without it")
 
 
@@ -272,13 +272,18 @@ def _remove(path: Path) -> None:
 
 
 def _columns(answers: Answers, kept: dict[str, pa.Array], classes: Sequence[Any] | None) -> pa.RecordBatch:
-    """Kept columns beside `prediction` and `probability` (one `probability_<class>` each for more than two classes)."""
+    """Kept columns beside `prediction` and `probability` (one `probability_<class>` each for more than two classes).
+
+    With an interval `prediction_low` and `prediction_high` follow the prediction.
+    """
     made = dict(kept)
     prediction = answers.prediction
     if prediction.ndim == 2 and prediction.shape[1] > 1:
         made["prediction"] = pa.FixedSizeListArray.from_arrays(pa.array(prediction.ravel()), prediction.shape[1])
     else:
         made["prediction"] = pa.array(prediction.ravel(), pa.string() if classes and isinstance(classes[0], str) else None)
+    if answers.interval is not None:
+        made |= {f"prediction_{end}": pa.array(np.ascontiguousarray(answers.interval[:, i])) for i, end in enumerate(("low", "high"))}
     if answers.probability is not None and classes is not None:
         probability = np.ascontiguousarray(answers.probability.T)
         if len(classes) == 2:

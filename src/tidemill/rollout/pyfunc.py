@@ -9,7 +9,7 @@ from tidemill.core.package import Package, Predictor
 
 
 class PackageModel:
-    """What MLflow calls: `predict` of a pandas frame, answered with `prediction` and, with classes, `probability_<class>`."""
+    """What MLflow calls: `predict` of a pandas frame, answered with `prediction`, and with classes `probability_<class>`, with an interval `prediction_low` and `prediction_high`."""
 
     def __init__(self, package: Package) -> None:
         self._predictor = Predictor(package)
@@ -23,6 +23,8 @@ class PackageModel:
         if answers.probability is not None:
             for place, label in enumerate(self._predictor.package.classes or []):
                 made[f"probability_{label}"] = pa.array(answers.probability[:, place])
+        if answers.interval is not None:
+            made |= {f"prediction_{end}": pa.array(answers.interval[:, i]) for i, end in enumerate(("low", "high"))}
         return pa.table(made).to_pandas()
 
 

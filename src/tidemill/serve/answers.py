@@ -17,23 +17,27 @@ class AnswerForm:
 
     With classes: `prediction` is the label, `probability` that of the second class where there are two, else an object
     by class. Text packages with classes add `sentiment` and `confidence`, or `label` and `score`. Without classes:
-    `prediction` is a number, or a list of numbers for an embedding.
+    `prediction` is a number, or a list of numbers for an embedding; with an interval, `interval` is low and high.
     """
 
     def __init__(self, package: Package) -> None:
         self.classes = package.classes
         self.labels = [label_text(label) for label in package.classes or ()]
         self.words = _text_words(self.labels) if package.kind == "text" and self.labels else None
+        self.interval = package.interval
         self._binary = len(self.labels) == 2
 
     @property
     def fields(self) -> list[str]:
         """Names of one row's fields, in order."""
-        return [*(self.words or ()), "prediction", *(["probability"] if self.labels else [])]
+        more = ["probability"] if self.labels else [] if self.interval is None else ["interval"]
+        return [*(self.words or ()), "prediction", *more]
 
     def rows(self, answers: Answers) -> list[dict[str, Any]]:
         """One mapping a row, of plain values."""
         predictions = _flat(answers.prediction).tolist()
+        if answers.interval is not None:
+            return [{"prediction": p, "interval": ends} for p, ends in zip(predictions, answers.interval.tolist(), strict=True)]
         if answers.probability is None:
             return [{"prediction": value} for value in predictions]
         probabilities = self.probabilities(answers.probability)
@@ -55,6 +59,8 @@ class AnswerForm:
     def columns(self, answers: Answers) -> dict[str, np.ndarray]:
         """Arrays by column name, as batch prediction writes them."""
         made = {"prediction": _flat(answers.prediction)}
+        if answers.interval is not None:
+            made |= {f"prediction_{end}": answers.interval[:, i] for i, end in enumerate(("low", "high"))}
         if answers.probability is not None:
             if self._binary:
                 made["probability"] = answers.probability[:, 1]

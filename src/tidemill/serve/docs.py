@@ -149,6 +149,9 @@ def _answer_schema(model: Model, *, row: bool = False) -> dict[str, Any]:
         "prediction": prediction,
         "probability": {**number, "description": f"of {model.form.labels[1]}"} if len(model.form.labels) == 2 else by_class,
     }
+    if model.form.interval is not None:
+        told = f"low and high: holds the true value of {model.form.interval:.0%} of rows"
+        kinds["interval"] = {"type": "array", "items": number, "minItems": 2, "maxItems": 2, "description": told}
     properties = {name: kinds.get(name, number if name in ("confidence", "score") else {"type": "string"}) for name in model.form.fields}
     if not row:
         properties |= {"model": {"type": "string"}, "version": {"type": "string"}}

@@ -138,6 +138,7 @@ def lines(entry: Entry) -> Iterator[dict[str, Any]]:
             "inputs": {name: values[i] for name, values in columns.items()},
             "prediction": row["prediction"],
             "probability": row.get("probability"),
+            **({"interval": row["interval"]} if "interval" in row else {}),
         }
 
 

@@ -13,7 +13,7 @@ from tidemill.core.graph import IR_VERSION, NUMPY_TYPES, OPSETS
 from tidemill.core.package import Package, write
 from tidemill.core.schema import NULL_TIMESTAMP, VALID_SUFFIX, Column, Schema
 
-TinyTask = Literal["binary", "multiclass", "regression", "text", "embedding"]
+TinyTask = Literal["binary", "multiclass", "regression", "interval", "text", "embedding"]
 
 COLUMNS = Schema(
     (
@@ -33,7 +33,7 @@ TEXT_EXAMPLE = {"text": "great"}
 _CARRIERS = {"UA": 1.0, "DL": -1.0, "航空": 0.25}
 _TEXTS = {"great": 3.0, "awful": -3.0}
 _CLASSES: dict[str, list[Any] | None] = {
-    "binary": [False, True], "multiclass": ["high", "low", "mid"], "regression": None, "text": ["NEGATIVE", "POSITIVE"], "embedding": None,
+    "binary": [False, True], "multiclass": ["high", "low", "mid"], "regression": None, "interval": None, "text": ["NEGATIVE", "POSITIVE"], "embedding": None,
 }  # fmt: skip
 
 
@@ -50,7 +50,8 @@ def tiny_package(
     """A package of one hand-made graph at `path`: six columns of the six types, or one text.
 
     Args:
-        task: `text` is a text classifier, `embedding` one text to four numbers.
+        task: `interval` is a regression with an interval from 1 below to 2 above, `text` is a text classifier, `embedding` one
+            text to four numbers.
         version: The ledger's number that the opened package is to carry.
         classes: Labels in place of the task's own, as many of them.
         promises: What `contract.json` holds.
@@ -67,13 +68,23 @@ def tiny_package(
     }
     if labels:
         signature["classes"] = labels
+    if task == "interval":
+        signature["interval"] = 0.9
+        outputs.append({"name": "interval", "type": "float32"})
     documents: dict[str, Any] = {"contract.json": {"promises": [dict(promise) for promise in promises]}, "card.md": f"# {name}\n"}
     documents |= {f"evidence/{key}.json": value for key, value in (evidence or {}).items()}
-    graph = {"binary": _binary, "multiclass": _multiclass, "regression": _regression, "text": _binary, "embedding": _embedding}[task]
+    graph = {
+        "binary": _binary,
+        "multiclass": _multiclass,
+        "regression": _regression,
+        "interval": _interval,
+        "text": _binary,
+        "embedding": _embedding,
+    }[task]
     made = write(
         path,
         name=name,
-        task={"text": "binary"}.get(task, task),
+        task={"text": "binary", "interval": "regression"}.get(task, task),
         signature=signature,
         files={"full.onnx": graph(kind)},
         documents=documents,
@@ -124,6 +135,13 @@ def _regression(kind: str) -> bytes:
     nodes, constants = _score(kind)
     nodes.append(_node("Reshape", ["score", "flat"], ["prediction"]))
     return _model(kind, nodes, {**constants, "flat": _ints([-1])}, "prediction", [None])
+
+
+def _interval(kind: str) -> bytes:
+    nodes, constants = _score(kind)
+    nodes += [_node("Reshape", ["score", "flat"], ["prediction"]), _node("Add", ["score", "ends"], ["interval"])]
+    constants = {**constants, "flat": _ints([-1]), "ends": _floats([[-1, 2]])}
+    return _model(kind, nodes, constants, "prediction", [None], more={"interval": [None, 2]})
 
 
 def _embedding(kind: str) -> bytes:
@@ -187,7 +205,15 @@ def _node(kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -
     return helper.make_node(kind, inputs, outputs, **attributes)
 
 
-def _model(kind: str, nodes: list[Any], constants: Mapping[str, np.ndarray], output: str, shape: list[int | None]) -> bytes:
+def _model(
+    kind: str,
+    nodes: list[Any],
+    constants: Mapping[str, np.ndarray],
+    output: str,
+    shape: list[int | None],
+    *,
+    more: Mapping[str, list[int | None]] | None = None,
+) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     inputs = []
@@ -197,6 +223,7 @@ def _model(kind: str, nodes: list[Any], constants: Mapping[str, np.ndarray], out
         if column.type == "int64" and column.nullable:
             inputs.append(helper.make_tensor_value_info(column.name + VALID_SUFFIX, TensorProto.BOOL, [None, 1]))
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "tiny", inputs, [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)], initializers)
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, of) for name, of in {output: shape, **(more or {})}.items()]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
     opsets = [helper.make_opsetid(domain, number) for domain, number in OPSETS.items()]
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString())

@@ -59,6 +59,19 @@ def test_an_unseen_category_is_drift(package: Package, tmp_path: Path) -> None:
     assert kind["unseen"] == pytest.approx(0.25, abs=0.05)
 
 
+def test_labels_give_the_coverage_of_intervals_now(tmp_path: Path) -> None:
+    frame = rows(3000, 0).assign(y=lambda rows: rows["x"] + np.random.default_rng(3).normal(size=len(rows)))
+    settings = {"kind": "xgboost", "num_rounds": 20, "max_depth": 3, "interval": 0.8}
+    package = tm.fit(frame, target="y", model=settings, home=tmp_path / "home", contract={"parity": 1e-4}).package
+    for noise, held in ((1.0, 0.8), (3.0, 0.4)):
+        live = rows(2000, 1).assign(y=lambda rows, noise=noise: rows["x"] + noise * np.random.default_rng(4).normal(size=len(rows)))
+        path = save(live, tmp_path / f"live-{noise}.parquet")
+        found = report(package, path, labels=path)
+        assert found["quality"]["interval"]["coverage"] == pytest.approx(held, abs=0.06)
+        assert found["quality"]["interval"]["expected"] == package.evidence()["interval"]["coverage"]
+        assert "made for 80%" in found["verdict"]["text"]
+
+
 def test_labels_give_the_quality_now(package: Package, tmp_path: Path) -> None:
     live = save(rows(2000, 1), tmp_path / "live.parquet")
     quality = report(package, live, labels=live)["quality"]

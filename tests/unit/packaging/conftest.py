@@ -22,6 +22,8 @@ from tidemill.core.project import Project, build
 from tidemill.core.schema import Column, Schema
 from tidemill.models import native
 from tidemill.models.base import MemoryMatrix
+from tidemill.models.config import ModelConfig
+from tidemill.models.interval import fit_interval
 from tidemill.models.linear import Linear, LinearParams
 from tidemill.packaging import compare, gate
 
@@ -110,6 +112,7 @@ def build_stages(
     contract: Any = None,
     rows_of: Any = rows,
     blind: bool = False,
+    interval: float | None = None,
 ) -> Stages:
     """Finished stages. The features' graph and their reference multiply miles as told; a blind model never saw miles."""
     classes = {"binary": [False, True], "multiclass": ["high", "low", "mid"], "regression": None}[task]
@@ -135,11 +138,15 @@ def build_stages(
         options = {"task": task, "num_classes": len(classes) if classes else None, "seed": 0, "threads": 1}
         for place, (of, settings, name) in {"": (model, params, kind), "baseline": (Linear(), LinearParams(), "linear")}.items():
             fitted = of.fit(matrix, None, params=settings, **options)
+            if interval is not None and not place:
+                valid = MemoryMatrix(reference({"scale": native_scale}, tables["valid"]), np.array(tables["valid"]["y"].to_pylist()))
+                fitted = fit_interval(of, fitted, matrix, valid, level=interval, task=task, params=settings, seed=0, threads=1)
             (out / place).mkdir(exist_ok=True)
             (out / place / "model.onnx").write_bytes(fitted.to_onnx().SerializeToString())
             native.save(fitted, out / place / "native", kind=name)
-        write_json(out / "train.json", {"kind": kind})
-    others: Any = {key: {} for key in ("features", "model", "train", "serve", "monitor", "rollout")}
+        write_json(out / "train.json", {"kind": kind, "interval": None if interval is None else {"level": interval}})
+    others: Any = {key: {} for key in ("features", "train", "serve", "monitor", "rollout")}
+    others["model"] = ModelConfig(kind=kind, interval=interval)
     contract = build(ContractConfig, contract or {}, path="contract")
     project = Project(name="tiny", data={}, contract=contract, engine=EngineConfig(threads=1), **others)
     return Stages(project, *(Artifact.open(folder / name) for name in ("data", "features", "train")), tables["test"])

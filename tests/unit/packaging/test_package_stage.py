@@ -48,6 +48,51 @@ def test_every_task_makes_a_whole_package(tmp_path: Path, make_stages: MakeStage
     assert package.manifest["lineage"]["train"] == stages.train.id
 
 
+def test_intervals_are_answered_compared_and_measured(tmp_path: Path, make_stages: MakeStages) -> None:
+    contract = {"interval": {"min_coverage": 0.8, "max_width": 1000}}
+    stages = make_stages("regression", kind="xgboost", interval=0.9, contract=contract)
+    package = packaged(stages, tmp_path / "package")
+    assert package.interval == 0.9
+    assert [entry["name"] for entry in package.outputs] == ["prediction", "interval"]
+    predictor = Predictor(package)
+    answers = predictor.arrow(stages.table.to_batches()[0])
+    assert answers.interval is not None
+    low_N, high_N = answers.interval.T
+    assert answers.interval.dtype == np.float32
+    y_N = np.array(stages.table["y"].to_pylist())[: len(low_N)]
+    evidence = package.evidence()
+    assert evidence["parity"]["max_difference"] <= 1e-5
+    assert evidence["interval"]["rows"] == stages.table.num_rows == len(low_N)
+    assert evidence["interval"]["coverage"] == pytest.approx(np.mean((low_N <= y_N) & (y_N <= high_N)))
+    assert 0.8 <= evidence["interval"]["low"] <= evidence["interval"]["coverage"] <= evidence["interval"]["high"]
+    assert evidence["interval"]["mean_width"] < evidence["interval"]["target_width"]
+    assert "## Intervals" in (package.path / "card.md").read_text()
+    np.testing.assert_allclose(predictor.records([package.example]).interval, answers.interval[_place(stages, package)], rtol=1e-6)
+    plain = packaged(make_stages("regression", kind="xgboost"), tmp_path / "plain")
+    assert plain.interval is None
+    assert plain.evidence()["quality"]["metrics"] == evidence["quality"]["metrics"]
+
+
+def _place(stages: Any, package: Package) -> list[int]:
+    rows = stages.table.select(package.schema.names).to_pylist()
+    return [rows.index(package.example)]
+
+
+def test_a_wrong_interval_breaks_parity(tmp_path: Path, make_stages: MakeStages) -> None:
+    stages = make_stages("regression", kind="xgboost", interval=0.9)
+    path = stages.train.path / "native" / "interval.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "widening": facts["widening"] + 1.0}))
+    with pytest.raises(ContractViolation, match="parity"):
+        packaged(stages, tmp_path / "package")
+
+
+def test_intervals_that_hold_too_little_are_no_package(tmp_path: Path, make_stages: MakeStages) -> None:
+    stages = make_stages("regression", kind="xgboost", interval=0.5, contract={"interval": {"min_coverage": 0.9}})
+    with pytest.raises(ContractViolation, match=r"interval min_coverage: promised >= 0\.9, measured 0\."):
+        packaged(stages, tmp_path / "package")
+
+
 def test_it_answers_its_own_example_and_the_test_rows(tmp_path: Path, make_stages: MakeStages) -> None:
     stages = make_stages("binary")
     predictor = Predictor(packaged(stages, tmp_path / "package"))

@@ -324,3 +324,14 @@ def _stopped_after(parts: int, package: Package, source: Path, output: Path) -> 
 
     with pytest.raises(Killed):
         predict(package, source, output, keep=["row"], part_rows=BLOCK_ROWS, events=Events(die))
+
+
+def test_an_interval_becomes_two_columns(rows: Path, tmp_path: Path) -> None:
+    package = tiny_package(tmp_path / "package", task="interval")
+    written = pq.read_table(predict(package, rows, tmp_path / "out.parquet", keep=["row"]).path)
+    assert written.column_names == ["row", "prediction", "prediction_low", "prediction_high"]
+    prediction = written["prediction"].to_numpy()
+    np.testing.assert_allclose(written["prediction_low"].to_numpy(), prediction - 1, atol=1e-5)
+    np.testing.assert_allclose(written["prediction_high"].to_numpy(), prediction + 2, atol=1e-5)
+    with pytest.raises(ConfigError, match="column 'prediction_low' has the name of an answer"):
+        predict(package, rows, tmp_path / "other.parquet", keep=["prediction_low"])
