@@ -50,7 +50,7 @@ def read_instances(request: Request, model: Model, config: ServeConfig) -> Work:
 
     def encode(answers: Answers) -> Response:
         made: list[Any] = model.form.rows(answers)
-        if not model.form.labels:
+        if len(model.form.fields) == 1:
             made = [row["prediction"] for row in made]
         return json_response({"predictions": made})
 

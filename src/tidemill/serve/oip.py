@@ -1,7 +1,8 @@
 """Open Inference Protocol v2 over REST, raw columns as named tensors, with the binary tensor extension.
 
 Every column is one input tensor, shape [N] or [N, 1]; `<name>__valid` (BOOL) may say which whole numbers are given.
-Outputs are `prediction` and, with classes, `probability` [N, K] in the order of the package's classes.
+Outputs are `prediction`, with classes `probability` [N, K] in the order of the package's classes, with an interval `interval`
+[N, 2], low and high.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ def model_metadata(model: Model, versions: list[str]) -> dict[str, Any]:
     outputs: list[dict[str, Any]] = [{"name": "prediction", "datatype": tensors.datatype(sample), "shape": [-1, *sample.shape[1:]]}]
     if model.form.labels:
         outputs.append({"name": "probability", "datatype": "FP32", "shape": [-1, len(model.form.labels)]})
+    if model.form.interval is not None:
+        outputs.append({"name": "interval", "datatype": "FP32", "shape": [-1, 2]})
     return {
         "name": model.name,
         "versions": versions,
@@ -146,7 +149,7 @@ def _body(request: Request) -> tuple[InferRequest, memoryview]:
 
 def _wanted_outputs(given: InferRequest, model: Model) -> dict[str, bool]:
     """Names of the outputs to answer with, and whether each goes out as raw bytes."""
-    known = ["prediction", "probability"] if model.form.labels else ["prediction"]
+    known = [name for name in model.form.fields if name in ("prediction", "probability", "interval")]
     all_raw = bool((given.parameters or {}).get("binary_data_output", False))
     if not given.outputs:
         return dict.fromkeys(known, all_raw)
@@ -179,7 +182,7 @@ def _take(tensor: InferInput, raw: memoryview, model: Model, arrays: dict[str, n
 
 
 def _response(model: Model, given: InferRequest, outputs: dict[str, bool], answers: Answers) -> Response:
-    arrays = {"prediction": answers.prediction, "probability": answers.probability}
+    arrays = {"prediction": answers.prediction, "probability": answers.probability, "interval": answers.interval}
     described: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for name, as_bytes in outputs.items():
