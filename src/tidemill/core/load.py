@@ -27,6 +27,7 @@ TABLE: dict[str, dict[str, str]] = {
     "engine": {"local": "tidemill.engines.local.engine:LocalEngine"},
     "model": {
         "linear": "tidemill.models.linear:Linear",
+        "random_forest": "tidemill.models.random_forest:RandomForest",
         "xgboost": "tidemill.models.xgboost:XGBoost",
     },
     "operator": {
@@ -39,6 +40,9 @@ TABLE: dict[str, dict[str, str]] = {
         "winsorize": "tidemill.features.winsorize:Winsorize",
         "bin": "tidemill.features.bin:Bin",
         "one_hot": "tidemill.features.one_hot:OneHot",
+        "target": "tidemill.features.target:Target",
+        "cross": "tidemill.features.cross:Cross",
+        "pca": "tidemill.features.pca:Pca",
         "vocabulary": "tidemill.features.vocabulary:Vocabulary",
         "frequency": "tidemill.features.frequency:Frequency",
         "hash": "tidemill.features.hash:Hash",
@@ -48,10 +52,21 @@ TABLE: dict[str, dict[str, str]] = {
         "date_parts": "tidemill.features.date_parts:DateParts",
         "cyclical": "tidemill.features.cyclical:Cyclical",
     },
+    # Steps of features.select.
+    "selector": {
+        "variance": "tidemill.features.select.variance:Variance",
+        "correlation": "tidemill.features.select.correlation:Correlation",
+        "mutual_information": "tidemill.features.select.mutual_information:MutualInformation",
+        "l1": "tidemill.features.select.l1:L1",
+        "importance": "tidemill.features.select.importance:Importance",
+        "drop_column": "tidemill.features.select.drop_column:DropColumn",
+    },
     # A package's declared preprocessing: from row inputs to the graph's.
     "preprocess": {"text": "tidemill.packaging.text:Tokenize"},
     # From a table in memory to what a stage writes, for conformance suites.
     "fit": {"features": "tidemill.features.stage:fit_table"},
+    # From what a stage wrote to its graph.
+    "graph": {"features": "tidemill.features.graph:build_graph"},
     # The independent path of the parity gate: operators in NumPy, the model in its own library.
     "reference": {"features": "tidemill.features.reference:features", "model": "tidemill.models.native:load"},
     # From a model of a library to a graph, for models that were not fitted here.

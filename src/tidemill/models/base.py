@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from tidemill.core.errors import DataError
+from tidemill.core.metrics import evaluate
 
 if TYPE_CHECKING:
     import onnx
@@ -143,6 +144,15 @@ class MemoryMatrix:
 
     def targets(self) -> tuple[np.ndarray, np.ndarray | None]:
         return self._batch.y_N, self._batch.weight_N
+
+
+def valid_loss(fitted: Fitted, valid: Matrix | None, *, task: Any) -> dict[str, float]:
+    """What a kind without rounds tells `on_round` after its fit; nothing where there are no validation rows."""
+    if valid is None or not valid.num_rows:
+        return {}
+    y_N, weight_N = valid.targets()
+    metric = "rmse" if task == "regression" else "log_loss"
+    return {f"valid_{metric}": evaluate(task, y_N, predict(fitted, valid), weight=weight_N, metrics=[metric])[metric]}
 
 
 def predict(fitted: Fitted, matrix: Matrix) -> np.ndarray:

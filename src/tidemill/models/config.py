@@ -14,7 +14,7 @@ from tidemill.models.base import Model
 from tidemill.models.interval import QuantileModel
 
 # Kinds that are known by name and not built in this version.
-UNBUILT = ("random_forest", "mlp", "dcn", "two_tower", "text", "image", "sequence", "decoder", "ensemble")
+UNBUILT = ("mlp", "dcn", "two_tower", "text", "image", "sequence", "decoder", "ensemble")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class ModelConfig:
     """What is fitted, and how its scores become probabilities."""
 
     kind: str = "xgboost"
-    """linear | xgboost | the name of an installed kind | "my.module:build", a class or function that gives a Model."""
+    """linear | random_forest | xgboost | the name of an installed kind | "my.module:build", a class or function that gives a Model."""
     calibrate: str | None = None
     """platt: a logistic curve over the score, fitted on the validation rows; absent means none."""
     class_weight: Any = None

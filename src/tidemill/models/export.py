@@ -16,6 +16,10 @@ FEATURES = "features"
 SCORE = "model/score"
 PROBABILITY = "probability"
 PREDICTION = "prediction"
+SHARE = "model/share"
+
+# The least share that a class keeps where shares become scores, so that their logarithms are finite.
+SMALLEST_SHARE = 1e-7
 
 
 class Link(Protocol):
@@ -104,6 +108,28 @@ def assemble(
     )
     checker.check_model(model, full_check=True)
     return model
+
+
+def share_scores(share_NK: np.ndarray, task: str) -> np.ndarray:
+    """Scores under the task's link that answer given shares: of class 1 (N, 1) for binary, of each class (N, K) for multiclass."""
+    share_NK = np.clip(share_NK, SMALLEST_SHARE, 1 - SMALLEST_SHARE)
+    return np.asarray(np.log(share_NK) - np.log1p(-share_NK) if task == "binary" else np.log(share_NK))
+
+
+def share_nodes(task: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """The same as nodes from the tensor `SHARE` to `SCORE`."""
+    node = need("onnx.helper", "exporting a model").make_node
+    bounds = [tensor("model/least", SMALLEST_SHARE), tensor("model/most", 1 - SMALLEST_SHARE)]
+    inside = node("Clip", [SHARE, "model/least", "model/most"], ["model/inside"])
+    if task != "binary":
+        return [inside, node("Log", ["model/inside"], [SCORE])], bounds
+    nodes = [
+        inside,
+        node("Sub", ["model/unit", "model/inside"], ["model/rest"]),
+        node("Div", ["model/inside", "model/rest"], ["model/ratio"]),
+        node("Log", ["model/ratio"], [SCORE]),
+    ]
+    return nodes, [*bounds, tensor("model/unit", 1.0)]
 
 
 def tensor(name: str, values: object, kind: type = np.float32) -> onnx.TensorProto:

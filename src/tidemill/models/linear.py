@@ -25,7 +25,6 @@ import numpy as np
 from tidemill.core.artifact import write_json
 from tidemill.core.errors import DataError
 from tidemill.core.load import need
-from tidemill.core.metrics import evaluate
 from tidemill.models import base, export
 from tidemill.models.gram import Gram
 from tidemill.models.logistic import Chunk, Penalty, newton, start
@@ -112,7 +111,7 @@ class Linear:
             names=list(train.names),
         )
         if on_round is not None:
-            on_round(0, _losses(fitted, valid))
+            on_round(0, base.valid_loss(fitted, valid, task=task))
         return fitted
 
     def load(self, folder: Path) -> FittedLinear:
@@ -307,12 +306,3 @@ def _thinned(train: base.Matrix, scaling: Scaling) -> tuple[np.ndarray, np.ndarr
             weights.append(batch.weight_N[taken])
         start += len(batch.y_N)
     return np.concatenate(blocks), np.concatenate(targets), np.concatenate(weights) if weights else None
-
-
-def _losses(fitted: FittedLinear, valid: base.Matrix | None) -> dict[str, float]:
-    if valid is None or not valid.num_rows:
-        return {}
-    y_N, weight_N = valid.targets()
-    metric = "rmse" if fitted.task == "regression" else "log_loss"
-    task: Any = fitted.task
-    return {f"valid_{metric}": evaluate(task, y_N, base.predict(fitted, valid), weight=weight_N, metrics=[metric])[metric]}

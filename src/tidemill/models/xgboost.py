@@ -129,9 +129,9 @@ class XGBoost:
             DataError: If there are no training rows.
         """
         measured = _measured(params.watch, task, valid)
-        settings = {"eval_metric": list(measured.values()), **_monotone(params.monotone, train.names, task)}
+        settings = {"eval_metric": list(measured.values()), **monotone_constraints(params.monotone, train.names, task)}
         settings |= _settings(params, task, num_classes, seed, threads)
-        booster, kept, outside = self._boost(settings, measured, train, valid, params, threads, on_round)
+        booster, kept, outside = self.boost(settings, measured, train, valid, params, threads, on_round)
         fitted = FittedTrees(booster, task=task, num_classes=num_classes, names=list(train.names), best_round=kept)
         fitted.external_memory = outside
         return fitted
@@ -147,9 +147,9 @@ class XGBoost:
         Raises:
             DataError: If there are no training rows.
         """
-        settings = _settings(params, "regression", None, seed, threads) | _monotone(params.monotone, train.names, "regression")
+        settings = _settings(params, "regression", None, seed, threads) | monotone_constraints(params.monotone, train.names, "regression")
         settings |= {"objective": "reg:quantileerror", "quantile_alpha": list(levels), "eval_metric": "quantile"}
-        booster, _, _ = self._boost(settings, {"pinball": "quantile"}, train, valid, params, threads, None)
+        booster, _, _ = self.boost(settings, {"pinball": "quantile"}, train, valid, params, threads, None)
         return FittedQuantiles(booster, num_levels=len(levels), num_features=len(train.names))
 
     def load_quantiles(self, folder: Path) -> FittedQuantiles:
@@ -183,7 +183,7 @@ class XGBoost:
         """The learning rate: ten rounds at 0.03 have come as far as one at 0.3."""
         return params.learning_rate
 
-    def _boost(
+    def boost(
         self,
         settings: Mapping[str, Any],
         measured: Mapping[str, str],
@@ -335,7 +335,7 @@ def tree_node(booster: Any, task: str, targets: int, output: str = export.SCORE)
         [output],
         domain="ai.onnx.ml",
         n_targets=targets,
-        base_values=_base_scores(learner, task, targets),
+        base_values=base_scores(learner, task, targets),
         nodes_treeids=tree_ids.tolist(),
         nodes_nodeids=node_ids.tolist(),
         nodes_featureids=np.where(leaf, 0, joined("split_indices", np.int64)).tolist(),
@@ -448,7 +448,7 @@ def _settings(params: XGBoostParams, task: str, num_classes: int | None, seed: i
     return {**settings, "num_class": num_classes} if task == "multiclass" else settings
 
 
-def _monotone(directions: Mapping[str, str], names: Sequence[str], task: str) -> dict[str, Any]:
+def monotone_constraints(directions: Mapping[str, str], names: Sequence[str], task: str) -> dict[str, Any]:
     """XGBoost's constraint for each feature, where there are any."""
     if directions and task == "multiclass":
         raise ConfigError(
@@ -483,7 +483,7 @@ def _values(text: str, measured: Mapping[str, str]) -> dict[str, float]:
     return {f"{name.partition('-')[0]}_{names[name.partition('-')[2]]}": float(value) for name, _, value in pairs}
 
 
-def _base_scores(learner: Mapping[str, Any], task: str, targets: int) -> list[float]:
+def base_scores(learner: Mapping[str, Any], task: str, targets: int) -> list[float]:
     """What a score starts from; XGBoost writes one number, or a list since version 3.1, before the link."""
     base_N = np.atleast_1d(np.asarray(json.loads(learner["learner_model_param"]["base_score"]), np.float64))
     base_N = np.broadcast_to(base_N, targets)
