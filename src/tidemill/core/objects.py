@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from tidemill.core.engine import Source
-from tidemill.core.errors import DataError, Unavailable, Unsupported
+from tidemill.core.errors import ConfigError, DataError, Unavailable, Unsupported
 
 SCHEMES = ("s3", "gs", "az")
 CONNECT_TIMEOUT_S = 10.0
@@ -79,7 +79,7 @@ def object_version(entry: StoredObject, source: Source) -> str:
     """What changes when the object's bytes do: the store's ETag, or where it has none the time of writing."""
     files, _ = file_system(source)
     with answered(entry.path), files.open_input_stream(entry.key) as stream:
-        tag = (stream.metadata() or {}).get(b"ETag")
+        tag = (stream.metadata() or {}).get("ETag")
     return f"etag {tag.decode()}" if tag else f"changed {entry.changed_ns}"
 
 
@@ -112,7 +112,7 @@ def _made(scheme: str, bucket: str, endpoint: str | None, region: str | None) ->
     if scheme == "az":
         account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME") or os.environ.get("AZURE_STORAGE_ACCOUNT")
         if not account:
-            raise DataError(f"source az://{bucket}: AZURE_STORAGE_ACCOUNT_NAME must name the storage account")
+            raise ConfigError(f"source az://{bucket}: AZURE_STORAGE_ACCOUNT_NAME must name the storage account")
         key = os.environ.get("AZURE_STORAGE_ACCOUNT_KEY") or os.environ.get("AZURE_STORAGE_KEY")
         return fs.AzureFileSystem(account, account_key=key)
     retries = fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
