@@ -11,6 +11,7 @@ from tidemill.core.errors import ConfigError, Unsupported, nearest
 from tidemill.core.load import load, names
 from tidemill.core.project import build
 from tidemill.models.base import Model
+from tidemill.models.calibration import CURVES
 from tidemill.models.interval import QuantileModel
 
 # Kinds that are known by name and not built in this version.
@@ -24,7 +25,8 @@ class ModelConfig:
     kind: str = "xgboost"
     """linear | random_forest | xgboost | the name of an installed kind | "my.module:build", a class or function that gives a Model."""
     calibrate: str | None = None
-    """platt: a logistic curve over the score, fitted on the validation rows; absent means none."""
+    """platt: a logistic curve over the score, fitted on the validation rows; isotonic: any rising curve, for 500 of them or
+    more; absent means none."""
     class_weight: Any = None
     """balanced, or a table of weights by class (class names as text, others keep 1); absent means none."""
     interval: float | None = None
@@ -59,10 +61,8 @@ class ModelConfig:
             raise Unsupported(
                 f"{path}.kind: {self.kind!r} is not built in this version ({where})", hint=f"built: {', '.join(names('model'))}"
             )
-        if self.calibrate == "isotonic":
-            raise Unsupported(f"{path}.calibrate: 'isotonic' is not built in this version ({where})", hint="use platt")
-        if self.calibrate not in (None, "platt"):
-            raise ConfigError(f"{path}.calibrate: must be platt or absent, got {self.calibrate!r} ({where})")
+        if self.calibrate not in (None, *CURVES):
+            raise ConfigError(f"{path}.calibrate: must be platt, isotonic or absent, got {self.calibrate!r} ({where})")
         self._check_class_weight(path, where)
         self._check_interval(path, where)
         if ":" not in self.kind:

@@ -8,9 +8,8 @@ from pathlib import Path
 from tidemill.core.artifact import write_json
 from tidemill.core.errors import DataError
 from tidemill.core.load import load as load_extension
-from tidemill.models import interval
+from tidemill.models import calibration, interval
 from tidemill.models.base import Fitted, Scored
-from tidemill.models.calibration import CALIBRATION, Calibrated, Platt
 
 KIND = "kind.json"
 
@@ -36,6 +35,6 @@ def load(folder: Path) -> Fitted:
     fitted: Fitted = model.load(folder)
     if (folder / interval.INTERVAL).exists():
         return interval.load(fitted, model, folder)
-    if (folder / CALIBRATION).exists() and isinstance(fitted, Scored):
-        return Calibrated(fitted, Platt.from_json(json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))))
+    if (folder / calibration.CALIBRATION).exists() and isinstance(fitted, Scored):
+        return calibration.load(fitted, json.loads((folder / calibration.CALIBRATION).read_text(encoding="utf-8")))
     return fitted

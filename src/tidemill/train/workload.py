@@ -112,7 +112,7 @@ class Workload:
             return fitted
         if self.valid is None:
             raise Unsupported("model.calibrate: needs validation rows", hint="raise data.split.valid")
-        return calibrate(fitted, self.valid, task=self.problem.task, num_classes=self.problem.num_classes)
+        return calibrate(fitted, self.valid, task=self.problem.task, num_classes=self.problem.num_classes, method=config.calibrate)
 
     def ranged(self, fitted: Fitted, model: Model, params: Any, config: ModelConfig) -> Fitted:
         """The model with an interval around its prediction, where the project asks for one.

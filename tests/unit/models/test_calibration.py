@@ -14,7 +14,9 @@ from tidemill.core.errors import DataError, Unsupported
 from tidemill.core.metrics import evaluate
 from tidemill.models import export, native
 from tidemill.models.base import MemoryMatrix
-from tidemill.models.calibration import MAX_CLASSES, Calibrated, OneVersusRest, Platt, calibrate, fit_curve, log_odds
+from tidemill.models.calibration import MAX_CLASSES, Calibrated, calibrate
+from tidemill.models.calibration.odds import log_odds
+from tidemill.models.calibration.platt import OneVersusRest, Platt, fit_curve
 from tidemill.models.linear import Linear, LinearParams
 
 
