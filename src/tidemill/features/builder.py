@@ -130,6 +130,18 @@ class Builder:
             return block.tensors
         return self.nodes("Split", block.tensors, len(block), axis=1, num_outputs=len(block))
 
+    def singles(self, block: Block) -> list[Block]:
+        """A block as blocks of one column each."""
+        if len(block) == 1:
+            return [block]
+        tensors, valid = self.split(block), block.valid
+        if valid and len(valid) < len(block):
+            valid = self.nodes("Split", valid, len(block), axis=1, num_outputs=len(block))
+        return [
+            replace(block, names=(name,), origins=(origin,), tensors=(tensors[i],), valid=valid[i : i + 1])
+            for i, (name, origin) in enumerate(zip(block.names, block.origins, strict=True))
+        ]
+
     def numbers(self, block: Block) -> str:
         """A block of numbers or integers as one double tensor [N, C], null NaN."""
         stacked = self.stack(block.tensors)
@@ -146,9 +158,12 @@ class Builder:
         if first.kind == "number":
             stacked = self.stack([self.numbers(block) for block in blocks])
             return Block(kind="number", names=names, origins=origins, tensors=(stacked,), element=DOUBLE)
+        if first.valid or (first.tensors and len(first.tensors) < len(first)):
+            blocks = [one for block in blocks for one in self.singles(block)]
         tensors = tuple(tensor for block in blocks for tensor in block.tensors)
+        valid = tuple(tensor for block in blocks for tensor in block.valid)
         parts = tuple(part for block in blocks for part in block.parts)
-        return replace(first, names=names, origins=origins, tensors=tensors, parts=parts)
+        return replace(first, names=names, origins=origins, tensors=tensors, valid=valid, parts=parts)
 
     def integers(self, block: Block) -> Block:
         """A block of integers as int64."""

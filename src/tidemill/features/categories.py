@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tidemill.core.errors import ConfigError
 from tidemill.core.schema import NULL_STRING
-from tidemill.features.builder import Block, Builder
+from tidemill.features.builder import INT64, Block, Builder
+from tidemill.features.cross import parted
 from tidemill.features.operator import Values
 
 
@@ -46,6 +49,8 @@ def code_nodes(graph: Builder, block: Block, columns: Sequence[Codes]) -> tuple[
 
 def number_nodes(graph: Builder, block: Block, columns: Sequence[Numbers]) -> tuple[str, ...]:
     """Numbers of a block of strings or integers, as one float tensor [N, C] or C tensors [N, 1]."""
+    if block.parts:
+        return tuple(_crossed(graph, parts, numbers) for parts, numbers in zip(block.parts, columns, strict=True))
     block = block if block.kind == "string" else graph.integers(block)
     made = tuple(_lookup(graph, block.kind, tensor, numbers) for tensor, numbers in zip(graph.split(block), columns, strict=True))
     if not block.valid:
@@ -64,6 +69,37 @@ def reference_numbers(values: Values, numbers: Numbers) -> np.ndarray:
     known: Mapping[Any, float] = dict(zip(numbers.categories, numbers.values, strict=True))
     found = np.fromiter((known.get(value, numbers.other) for value in values.data.tolist()), np.float64, len(values))
     return np.where(values.known(), found, numbers.null)
+
+
+def _crossed(graph: Builder, parts: Sequence[Block], numbers: Numbers) -> str:
+    """Numbers of combinations of categories: each part's code by a lookup, the codes as digits of one whole number, which is looked up.
+
+    In every part 0 is what no combination holds, so that no combination that is looked for has it.
+    """
+    combinations = [parted(category) for category in numbers.categories]
+    digits: list[dict[str | None, int]] = [{None: 1} for _ in parts]
+    for combination in combinations:
+        for digit, text in zip(digits, combination, strict=True):
+            digit.setdefault(text, len(digit) + 1)
+    weights = [math.prod(len(later) + 1 for later in digits[i + 1 :]) for i in range(len(parts))]
+    if weights[0] * (len(digits[0]) + 1) >= 2**63:
+        raise ConfigError(f"features.{parts[0].names[0]}: a cross must have fewer than 2^63 combinations of its columns' categories")
+    codes = []
+    for part, digit in zip(parts, digits, strict=True):
+        texts = [text for text in digit if text is not None]
+        known = texts if part.kind == "string" else [int(text) for text in texts]
+        codes.append(*number_nodes(graph, part, [Numbers(known, [float(digit[text]) for text in texts], null=1.0, other=0.0)]))
+    stacked = graph.cast(graph.stack(codes), INT64)
+    place = graph.node("MatMul", stacked, graph.constant([[weight] for weight in weights], np.int64))
+    wanted = [_place(digits, weights, combination) for combination in [*combinations, [None] * len(parts)]]
+    values = [*numbers.values, numbers.null]
+    return graph.node(
+        "LabelEncoder", place, domain="ai.onnx.ml", keys_int64s=wanted, values_floats=values, default_float=float(numbers.other)
+    )
+
+
+def _place(digits: Sequence[Mapping[str | None, int]], weights: Sequence[int], combination: Sequence[str | None]) -> int:
+    return sum(digit[text] * weight for digit, weight, text in zip(digits, weights, combination, strict=True))
 
 
 def _lookup(graph: Builder, kind: str, tensor: str, numbers: Numbers) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from tidemill.core.errors import ConfigError, NotFound
 from tidemill.core.load import load, names
 from tidemill.core.project import build, to_plain
-from tidemill.features.operator import Operator
+from tidemill.features.operator import AnyOperator, joins, needs_target
+from tidemill.features.select.selector import step_of
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,17 @@ class Step:
     """One operator in a column's chain, and the name by which it was asked for."""
 
     op: str
-    operator: Operator
+    operator: AnyOperator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    """A column made of several raw ones: `route = { of = ["origin", "dest"], steps = ["cross", "target"] }`."""
+
+    of: Mapping[str, tuple[Mapping[str, Any], ...]]
+    """Raw columns, each with steps of its own before the others; in a file also a list of columns without."""
+    steps: tuple[Mapping[str, Any], ...]
+    """Steps, one of which joins the columns; those before it go over each of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +41,21 @@ class FeaturesConfig:
     """
 
     drop: tuple[str, ...] = ()
-    """Columns kept out."""
+    """Columns kept out; a derived column may still be made of them."""
     select: tuple[Mapping[str, Any], ...] = ()
     """Steps that leave features out once all are fitted, each a table of `op` and its parameters, or its name."""
+    folds: int = field(default=5, metadata={"min": 2, "max": 100})
+    """Parts of the training rows for operators that learn from the target, in 2..100: a row is encoded by the other parts."""
+    derived: Mapping[str, Derived] = field(default_factory=dict)
+    """Columns made of several raw ones, by name; in a file, keys of [features] itself."""
     columns: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     """Steps by column, each a table of `op` and the operator's parameters; in a file, keys of [features] itself."""
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], path: str, where: str) -> Self:
-        """The section `[features]`: `drop`, `select`, `columns` where it is a table, and one key for each other column.
+        """The section `[features]`: `drop`, `select`, `folds`, and one key for each other column, raw or derived.
+
+        A column that is called like one of those keys has its place in the table `columns` or `derived`.
 
         Raises:
             NotFound: If an operator is not known; names the nearest.
@@ -47,18 +64,65 @@ class FeaturesConfig:
         drop: Any = tree.get("drop", ())
         if not isinstance(drop, (list, tuple)) or not all(isinstance(name, str) for name in drop):
             raise ConfigError(f"{path}.drop: must be a list of columns, got {drop!r} ({where})")
-        chains = {name: steps for name, steps in tree.items() if name not in ("drop", "select")}
-        if isinstance(chains.get("columns"), Mapping):
-            chains.update(chains.pop("columns"))
-        both = [name for name in drop if name in chains]
+        folds = tree.get("folds", 5)
+        if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= 100:
+            raise ConfigError(f"{path}.folds: must be a whole number in 2..100, got {folds!r} ({where})")
+        given = {name: steps for name, steps in tree.items() if name not in _KEYS}
+        for table in ("columns", "derived"):
+            if isinstance(given.get(table), Mapping) and "of" not in given[table]:
+                given.update(given.pop(table))
+        made = {name: _derived(table, f"{path}.{name}", where) for name, table in given.items() if isinstance(table, Mapping)}
+        columns = {name: _chain(steps, f"{path}.{name}", where) for name, steps in given.items() if name not in made}
+        both = [name for name in drop if name in given]
         if both:
             raise ConfigError(f"{path}.{both[0]}: must be dropped or have steps, not both ({where})")
-        columns = {name: _chain(steps, f"{path}.{name}", where) for name, steps in chains.items()}
-        return cls(drop=tuple(drop), select=_selection(tree.get("select", ()), f"{path}.select", where), columns=columns)
+        selection = _selection(tree.get("select", ()), f"{path}.select", where)
+        return cls(drop=tuple(drop), select=selection, folds=folds, derived=made, columns=columns)
 
     def steps(self, column: str) -> tuple[Step, ...]:
-        """The steps of a column that is named here."""
-        return tuple(_step(step, f"features.{column}[{i}]", "project") for i, step in enumerate(self.columns[column]))
+        """The steps of a raw column that is named here."""
+        return _steps(self.columns[column], f"features.{column}")
+
+    @property
+    def learns(self) -> bool:
+        """Whether a step learns from the target."""
+        chains = [
+            *(self.steps(name) for name in self.columns),
+            *(steps for name in self.derived for steps in _flat(*self.derivation(name))),
+        ]
+        return any(needs_target(step.operator) for steps in chains for step in steps)
+
+    def derivation(self, name: str) -> tuple[dict[str, tuple[Step, ...]], tuple[Step, ...]]:
+        """The steps of each raw column that a derived one is made of, and those from the joining step on."""
+        derived = self.derived[name]
+        steps = _steps(derived.steps, f"features.{name}.steps")
+        at = next(i for i, step in enumerate(steps) if joins(step.operator))
+        of = {column: (*_steps(own, f"features.{name}.of.{column}"), *steps[:at]) for column, own in derived.of.items()}
+        return of, steps[at:]
+
+
+def _flat(of: Mapping[str, tuple[Step, ...]], steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
+    return [*of.values(), steps]
+
+
+_KEYS = ("drop", "select", "folds")
+
+
+def _steps(tables: Sequence[Mapping[str, Any]], path: str) -> tuple[Step, ...]:
+    return tuple(_step(table, f"{path}[{i}]", "project") for i, table in enumerate(tables))
+
+
+def _derived(table: Mapping[str, Any], path: str, where: str) -> Derived:
+    unknown = next((key for key in table if key not in ("of", "steps")), None)
+    if unknown is not None:
+        raise ConfigError(f"{path}.{unknown}: is not a known key of a derived column ({where}); known: of, steps")
+    of = table.get("of")
+    if not isinstance(of, (Mapping, list, tuple)) or not of or not all(isinstance(name, str) for name in of):
+        raise ConfigError(f'{path}.of: must be raw columns such as ["origin", "dest"], got {of!r} ({where})')
+    if len(set(of)) < len(of):
+        raise ConfigError(f"{path}.of: must name each column once, got {list(of)!r} ({where})")
+    columns = {name: _chain(of[name] if isinstance(of, Mapping) else [], f"{path}.of.{name}", where, joining=None) for name in of}
+    return Derived(of=columns, steps=_chain(table.get("steps", ()), f"{path}.steps", where, joining=True))
 
 
 def _selection(steps: Any, path: str, where: str) -> tuple[Mapping[str, Any], ...]:
@@ -70,19 +134,31 @@ def _selection(steps: Any, path: str, where: str) -> tuple[Mapping[str, Any], ..
         table = step if isinstance(step, Mapping) else {"op": step}
         if not isinstance(table.get("op"), str):
             raise ConfigError(f"{path}[{i}]: must be a name or a table with op, got {step!r} ({where})")
+        step_of(table, f"{path}[{i}]", where)
         made.append(dict(table))
     return tuple(made)
 
 
-def _chain(steps: Any, path: str, where: str) -> tuple[Mapping[str, Any], ...]:
+def _chain(steps: Any, path: str, where: str, *, joining: bool | None = False) -> tuple[Mapping[str, Any], ...]:
+    """Steps as tables, checked; exactly one of them joins columns where `joining`, none otherwise."""
     if not isinstance(steps, (list, tuple)):
         raise ConfigError(f'{path}: must be a list of steps such as ["impute", {{op = "clip", min = 0}}], got {steps!r} ({where})')
-    made = []
+    made, joined = [], []
     for i, step in enumerate(steps):
         table = step if isinstance(step, Mapping) else {"op": step}
         checked = _step(table, f"{path}[{i}]", where)
+        joined += [checked.op] if joins(checked.operator) else []
         given = {f.name: getattr(checked.operator, f.name) for f in dataclasses.fields(checked.operator) if f.name in table}  # type: ignore[arg-type]
         made.append({"op": checked.op, **to_plain(given)})
+    if joined and not joining:
+        hint = (
+            None
+            if joining is None
+            else f'{path.rpartition(".")[2]} = {{ of = ["...", "..."], steps = ["{joined[0]}"] }} makes a column of several'
+        )
+        raise ConfigError(f"{path}: {joined[0]} must get several columns, gets one ({where})", hint=hint)
+    if joining and len(joined) != 1:
+        raise ConfigError(f"{path}: exactly one step must join the columns, such as cross or pca, got {len(joined)} ({where})")
     return tuple(made)
 
 

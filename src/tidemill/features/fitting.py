@@ -19,9 +19,25 @@ from tidemill.core.graph import RowSignature
 from tidemill.core.load import load
 from tidemill.core.schema import Column, Schema
 from tidemill.features.config import FeaturesConfig, Step
-from tidemill.features.operator import KINDS, Fit, Fitted, Kind, Texts, Values, integers, numbers, params, strings, taken_as, times
-from tidemill.features.reference import apply, raw_values
+from tidemill.features.operator import (
+    KINDS,
+    AnyOperator,
+    Fitted,
+    TargetSums,
+    Texts,
+    Values,
+    integers,
+    joins,
+    needs_target,
+    numbers,
+    params,
+    strings,
+    taken_as,
+    times,
+)
+from tidemill.features.reference import apply, part_name, raw_values
 from tidemill.features.statistics import Categories, Tally, bounded
+from tidemill.features.supervision import Supervision
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,11 +49,12 @@ Reduce = Callable[[Mergeable[Any]], Any]
 MAX_ONE_HOT = 16
 
 
-def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce) -> dict[str, Any]:
-    """The `inputs`, `columns` (fitted steps by column) and `dropped` (reasons by column) of `features.json`.
+def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce, *, supervision: Supervision | None = None) -> dict[str, Any]:
+    """What `features.json` holds but for the features' names: `inputs`, fitted steps by column, and `dropped` (reasons by column).
 
     Args:
         columns: Raw columns that may be inputs.
+        supervision: What operators that learn from the target need.
 
     Raises:
         ConfigError: If a column that the config names is absent, or an operator does not take what reaches it.
@@ -45,46 +62,81 @@ def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce) -> dict[str, An
     """
     dropped = dict.fromkeys(_present(config.drop, columns, "features.drop"), "dropped by features.drop")
     _present(config.columns, columns, "features")
-    chains = [_Chain(column, _steps(column, config)) for column in columns if column.name not in dropped]
-    level = Level([_Task(chain, _next_fits(chain), census=True) for chain in chains])
+    derived = [_derived(name, columns, config) for name in config.derived]
+    chains = [_Chain(column.name, (column,), _steps(column, config)) for column in columns if column.name not in dropped]
+    parts = [part for chain in derived for part in chain.parts]
+    level = Level(
+        [
+            *(_Task(chain, _next_fits(chain, supervision), census=True) for chain in chains),
+            *(_Task(chain, fits) for chain in (*parts, *derived) if (fits := _next_fits(chain, supervision))),
+        ],
+        supervision,
+    )
     while level.tasks:
         for task, outcome in zip(level.tasks, reduce(level), strict=True):
             reason = task.take_in(outcome)
             if reason is not None:
-                dropped[task.chain.column.name] = reason
-        chains = [chain for chain in chains if chain.column.name not in dropped]
-        level = Level([_Task(chain, fits) for chain in chains if (fits := _next_fits(chain))])
-    if not chains:
+                dropped[task.chain.name] = reason
+        chains = [chain for chain in chains if chain.name not in dropped]
+        waiting = [(chain, _next_fits(chain, supervision)) for chain in (*chains, *parts, *derived)]
+        level = Level([_Task(chain, fits) for chain, fits in waiting if fits], supervision)
+    if not chains and not derived:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
         raise DataError(f"at least one column must be left as a feature, got none ({reasons or 'the data has no other columns'})")
-    inputs = Schema(tuple(chain.column for chain in chains))
-    return {"inputs": inputs.to_json(), "columns": {chain.column.name: chain.to_json() for chain in chains}, "dropped": dropped}
+    used = {column.name for chain in (*chains, *derived) for column in chain.columns}
+    made: dict[str, Any] = {"inputs": Schema(tuple(column for column in columns if column.name in used)).to_json()}
+    made["columns"] = {chain.name: chain.to_json() for chain in chains}
+    if derived:
+        made["derived"] = {chain.name: {"of": chain.of_json(), "steps": chain.to_json()} for chain in derived}
+    if supervision is not None and any(chain.taught for chain in (*chains, *derived)):
+        made["folds"] = supervision.folds.to_json()
+    return {**made, "dropped": {name: reason for name, reason in dropped.items() if name not in used}}
 
 
 @dataclass
 class _Chain:
-    """A column's steps, the first `len(fitted)` of them with their statistics by the column that they take."""
+    """A raw or derived column's steps, the first `len(fitted)` of them with their statistics by the column that they take."""
 
-    column: Column
+    name: str
+    columns: tuple[Column, ...]
+    """Raw columns that it begins with: itself, or those that a derived column is made of."""
     steps: tuple[Step, ...] | None
     """None as long as a text column's default waits for its distinct values."""
+    parts: tuple[_Chain, ...] = ()
+    """What a derived column joins: the chain of each of its raw columns up to there."""
     fitted: list[dict[str, Fitted]] = field(default_factory=list)
 
-    def reached(self, values: Values) -> dict[str, Values]:
-        """What the fitted steps make of the raw column."""
-        made = {self.column.name: values}
+    @property
+    def complete(self) -> bool:
+        return self.steps is not None and len(self.fitted) == len(self.steps)
+
+    @property
+    def taught(self) -> bool:
+        """Whether a step learns from the target."""
+        return any(needs_target(step.operator) for step in self.steps or ()) or any(part.taught for part in self.parts)
+
+    def reached(self, values: Mapping[str, Values], fold_N: np.ndarray | None = None) -> dict[str, Values]:
+        """What the fitted steps make of the raw columns."""
+        made: dict[str, Values] = {}
+        for part in self.parts:
+            made.update(part.reached(values, fold_N))
+        made = made or {self.name: values[self.columns[0].name]}
         for step, fitted in zip(self.steps or (), self.fitted, strict=False):
-            made = apply(step.operator, made, fitted).columns
+            made = apply(step.operator, made, fitted, name=self.name, fold_N=fold_N).columns
         return made
 
     def to_json(self) -> list[dict[str, Any]]:
         """Each step with its parameters and statistics; those of a step that takes several columns go by column."""
         made = []
         for step, fitted in zip(self.steps or (), self.fitted, strict=True):
-            one = list(fitted) == [self.column.name]
-            statistics = {"fitted": fitted[self.column.name]} if one else {"fitted": {}, "by_column": fitted}
+            one = list(fitted) == [self.name]
+            statistics = {"fitted": fitted[self.name]} if one else {"fitted": {}, "by_column": fitted}
             made.append({"op": step.op, "params": params(step.operator), **statistics})
         return made
+
+    def of_json(self) -> dict[str, Any]:
+        """The steps of each raw column of a derived one, up to where they are joined."""
+        return {part.columns[0].name: part.to_json() for part in self.parts}
 
 
 @dataclass
@@ -131,24 +183,45 @@ class _Census:
 
 @dataclass
 class _Task:
-    """What one column needs in a level: statistics of what reaches its next step; the census, in the first."""
+    """What one chain needs in a level: statistics of what reaches its next step; the census, in the first."""
 
     chain: _Chain
-    fits: dict[str, Fit[Any] | Fitted]
+    fits: dict[str, Any]
+    """By the column that the step takes, or by the derived column where it joins several."""
     census: bool = False
+
+    @property
+    def operator(self) -> AnyOperator | None:
+        """The next step's; None where a text column's default waits."""
+        steps = self.chain.steps
+        return steps[len(self.chain.fitted)].operator if steps and not self.chain.complete else None
 
     def init(self) -> tuple[_Census, dict[str, Any]]:
         return _Census(), {name: fit.init() for name, fit in self.fits.items() if not isinstance(fit, dict)}
 
+    def update(self, states: dict[str, Any], batch: _Batch) -> None:
+        operator = self.operator
+        reached = self.chain.reached(batch.values, batch.fold_N)
+        if operator is not None:
+            reached = {name: values.as_kind(taken_as(values.kind, operator.accepts) or values.kind) for name, values in reached.items()}
+        if operator is not None and joins(operator):
+            name, fit = next(iter(self.fits.items()))
+            states[name] = fit.update(states[name], list(reached.values()), batch.counts_N)
+            return
+        for name, values in reached.items():
+            if name in states:
+                beside = batch.sums if operator is not None and needs_target(operator) else batch.counts_N
+                states[name] = self.fits[name].update(states[name], values, beside)
+
     def take_in(self, state: tuple[_Census, dict[str, Any]]) -> str | None:
         """Let the chain have its statistics; the reason where the column is of no use."""
         census, states = state
-        reason = census.reason(self.chain.column) if self.census else None
+        reason = census.reason(self.chain.columns[0]) if self.census else None
         if reason is not None or not self.fits:
             return reason
         if self.chain.steps is None:
-            self.chain.steps = (_default_of_text(states[self.chain.column.name]),)
-            self.fits = dict(_fits_of(self.chain.steps[0], {self.chain.column.name: strings([])}))
+            self.chain.steps = (_default_of_text(states[self.chain.name]),)
+            self.fits = _fits_of(self.chain.steps[0], {self.chain.name: strings([])}, self.chain.name, None)
         self.chain.fitted.append({name: fit if isinstance(fit, dict) else fit.finish(states[name]) for name, fit in self.fits.items()})
         return None
 
@@ -158,25 +231,30 @@ class Level:
     """One pass for all tasks: a `Mergeable` whose state holds one entry a task."""
 
     tasks: list[_Task]
+    supervision: Supervision | None = None
+
+    @property
+    def taught(self) -> bool:
+        """Whether the rows' folds and targets are looked at."""
+        return any(task.chain.taught for task in self.tasks)
 
     @property
     def columns(self) -> list[str]:
-        """Raw columns that are looked at, text also as dictionaries: see `core.engine.Mergeable`."""
-        return list(dict.fromkeys(task.chain.column.name for task in self.tasks))
+        """Columns that are looked at, text also as dictionaries: see `core.engine.Mergeable`."""
+        named = [column.name for task in self.tasks for column in task.chain.columns]
+        return list(dict.fromkeys([*named, *(self.supervision.columns if self.supervision is not None and self.taught else [])]))
 
     def init(self) -> list[Any]:
         return [task.init() for task in self.tasks]
 
     def update(self, state: list[Any], batch: pa.RecordBatch) -> list[Any]:
-        signature = RowSignature(Schema(tuple(task.chain.column for task in self.tasks)))
+        read = _Reader(batch, self.supervision if self.taught else None)
         for task, (census, states) in zip(self.tasks, state, strict=True):
-            values, counts = _batch_values(signature.arrow_column(batch, task.chain.column), task.chain.column)
+            rows = read.batch(task.chain)
             if task.census:
-                census.add(values, counts)
-            for name, reached in task.chain.reached(values).items() if states else ():
-                fit = task.fits[name]
-                if not isinstance(fit, dict):
-                    states[name] = fit.update(states[name], reached.as_kind(_kind_for(task.chain, reached)), counts)
+                census.add(rows.values[task.chain.columns[0].name], rows.counts_N)
+            if states:
+                task.update(states, rows)
         return state
 
     def merge(self, left: list[Any], right: list[Any]) -> list[Any]:
@@ -214,68 +292,165 @@ def _default_of_text(seen: Tally) -> Step:
     return Step(name, load("operator", name)())
 
 
-def _next_fits(chain: _Chain) -> dict[str, Fit[Any] | Fitted]:
+def _derived(name: str, columns: Schema, config: FeaturesConfig) -> _Chain:
+    """A derived column's chain, nothing of it fitted."""
+    if name in columns:
+        raise ConfigError(f"features.{name}: a derived column must have a name of its own, a column of the data is called so")
+    of, steps = config.derivation(name)
+    _present(of, columns, f"features.{name}.of")
+    parts = tuple(_Chain(part_name(name, column), (columns[column],), own) for column, own in of.items())
+    return _Chain(name, tuple(columns[column] for column in of), steps, parts)
+
+
+def _next_fits(chain: _Chain, supervision: Supervision | None) -> dict[str, Any]:
     """What the chain's next unfitted step needs of the data, by column; steps that need nothing are fitted on the way."""
-    empty = {"number": numbers([]), "integer": integers([]), "string": strings([]), "time": times([])}[KINDS[chain.column.type]]
     if chain.steps is None:
-        return {chain.column.name: Categories(_uncounted)}
+        return {chain.name: Categories(_uncounted)}
+    if not all(part.complete for part in chain.parts):
+        return {}
+    if chain.taught and supervision is None:
+        raise ConfigError(f"features.{chain.name}: an operator that learns from the target must be given it, there is none here")
+    empty = {column.name: _EMPTY[KINDS[column.type]] for column in chain.columns}
     while True:
-        reached = chain.reached(empty)
-        if len(chain.fitted) == len(chain.steps):
+        reached = chain.reached(empty, np.empty(0, np.int64))
+        if chain.complete:
             wrong = next((values.kind for values in reached.values() if values.kind not in ("number", "integer")), None)
-            if wrong is not None:
+            if wrong is not None and not _is_part(chain):
                 close = "date_parts" if wrong == "time" else "one_hot or vocabulary"
-                raise ConfigError(f"features.{chain.column.name}: must end in numbers, ends in {wrong}", hint=f"add {close}")
+                raise ConfigError(f"features.{chain.name}: must end in numbers, ends in {wrong}", hint=f"add {close}")
             return {}
-        fits = _fits_of(chain.steps[len(chain.fitted)], reached)
+        fits = _fits_of(chain.steps[len(chain.fitted)], reached, chain.name, supervision)
         if any(not isinstance(fit, dict) for fit in fits.values()):
             return fits
-        chain.fitted.append({name: fit for name, fit in fits.items() if isinstance(fit, dict)})
+        chain.fitted.append(fits)
 
 
-def _fits_of(step: Step, reached: Mapping[str, Values]) -> dict[str, Fit[Any] | Fitted]:
-    fits = {}
+def _is_part(chain: _Chain) -> bool:
+    """Whether it leads into a derived column, which goes on with what it makes."""
+    return not chain.parts and chain.name != chain.columns[0].name
+
+
+def _fits_of(step: Step, reached: Mapping[str, Values], chain: str, supervision: Supervision | None) -> dict[str, Any]:
+    operator, kinds = step.operator, {}
     for name, values in reached.items():
-        kind = taken_as(values.kind, step.operator.accepts)
+        kind = taken_as(values.kind, operator.accepts)
         if kind is None:
             raise ConfigError(
-                f"features.{name}: {step.op} must get {' or '.join(step.operator.accepts)}, gets {values.kind}", hint=_ADVICE[values.kind]
+                f"features.{name}: {step.op} must get {' or '.join(operator.accepts)}, gets {values.kind}", hint=_ADVICE[values.kind]
             )
-        try:
-            fits[name] = step.operator.fit(kind)
-        except TidemillError as error:
-            raise ConfigError(f"features.{name}: {error.message}", hint=error.hint) from error
-    return fits
+        kinds[name] = kind
+    where = chain
+    try:
+        if joins(operator):
+            return {chain: operator.fit(list(kinds.values()))}
+        made: dict[str, Any] = {}
+        for where, kind in kinds.items():
+            if needs_target(operator) and supervision is not None:
+                made[where] = operator.fit(kind, supervision.predicted)
+            else:
+                made[where] = operator.fit(kind)  # type: ignore[call-arg]
+        return made
+    except TidemillError as error:
+        raise ConfigError(f"features.{where}: {error.message}", hint=error.hint) from error
 
 
-def _kind_for(chain: _Chain, values: Values) -> Kind:
-    """The kind as which the chain's next step takes values that reach it."""
-    steps = chain.steps or ()
-    return (taken_as(values.kind, steps[len(chain.fitted)].operator.accepts) if steps else None) or values.kind
+@dataclass(frozen=True)
+class _Batch:
+    """Raw columns of a batch, as rows or as different ones and how often each occurs."""
+
+    values: dict[str, Values]
+    counts_N: np.ndarray | None = None
+    fold_N: np.ndarray | None = None
+    sums: TargetSums | None = None
 
 
-def _batch_values(array: pa.Array, column: Column) -> tuple[Values, np.ndarray | None]:
-    """One column of a batch; text as its distinct values and how often each occurs."""
-    if column.type != "string":
-        return raw_values(array, column), None
+class _Reader:
+    """A batch as chains take it; what several of them need is made once."""
+
+    def __init__(self, batch: pa.RecordBatch, supervision: Supervision | None) -> None:
+        self._batch = batch
+        self._supervision = supervision
+        self._fold_N = None if supervision is None else supervision.folds.of(batch)
+        self._y_N = None if supervision is None else supervision.target.values(batch)
+        self._made: dict[tuple[tuple[str, ...], bool], _Batch] = {}
+
+    def batch(self, chain: _Chain) -> _Batch:
+        key = tuple(column.name for column in chain.columns), chain.taught
+        if key not in self._made:
+            arrays = [RowSignature(Schema((column,))).arrow_column(self._batch, column) for column in chain.columns]
+            self._made[key] = self._grouped(arrays, chain) if _is_grouped(chain) else self._rows(arrays, chain)
+        return self._made[key]
+
+    def _rows(self, arrays: list[pa.Array], chain: _Chain) -> _Batch:
+        """The rows as they stand."""
+        values = {column.name: raw_values(array, column) for column, array in zip(chain.columns, arrays, strict=True)}
+        if not chain.taught or self._supervision is None or self._fold_N is None or self._y_N is None:
+            return _Batch(values)
+        return _Batch(values, None, self._fold_N, self._supervision.sums(self._y_N, self._fold_N, None, len(self._y_N)))
+
+    def _grouped(self, arrays: list[pa.Array], chain: _Chain) -> _Batch:
+        """Rows that are equal, and in one fold where that matters, as one."""
+        if len(arrays) == 1 and not chain.taught:
+            texts, counts = _distinct(arrays[0])
+            return _Batch({chain.columns[0].name: texts}, counts)
+        coded = [_coded(array) for array in arrays]
+        place_N = np.zeros(len(arrays[0]), np.int64) if self._fold_N is None or not chain.taught else self._fold_N
+        for codes_N, dictionary in coded:
+            place_N = place_N * (len(dictionary) + 1) + codes_N
+            if len(coded) > 1:  # small again, so that nothing overflows however many columns there are
+                _, place_N = np.unique(place_N, return_inverse=True)
+        _, first, group_N, counts = np.unique(place_N, return_index=True, return_inverse=True, return_counts=True)
+        values = {}
+        for column, (codes_N, dictionary) in zip(chain.columns, coded, strict=True):
+            taken = _taken(dictionary, codes_N[first])
+            values[column.name] = Texts(taken) if column.type == "string" else raw_values(taken, column)
+        if not chain.taught or self._supervision is None or self._fold_N is None or self._y_N is None:
+            return _Batch(values, counts)
+        fold = self._fold_N[first]
+        return _Batch(values, counts, fold, self._supervision.sums(self._y_N, fold, group_N, len(first)))
+
+
+def _is_grouped(chain: _Chain) -> bool:
+    """Whether rows go through the chain once per different one: texts, and categories of several columns or with a target."""
+    kinds = {column.type for column in chain.columns}
+    return kinds == {"string"} or ((len(chain.columns) > 1 or chain.taught) and kinds <= {"string", "int64", "boolean"})
+
+
+def _distinct(array: pa.Array) -> tuple[Texts, np.ndarray]:
+    """Distinct texts and how often each occurs."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if not pa.types.is_dictionary(array.type):
         distinct = pc.value_counts(array)
         return Texts(distinct.field("values")), distinct.field("counts").to_numpy()
-    # A null is the place after the last.
-    places = pc.fill_null(array.indices, len(array.dictionary)).to_numpy()
-    counts = np.bincount(places, minlength=len(array.dictionary) + 1)
+    codes_N, dictionary = _coded(array)
+    counts = np.bincount(codes_N, minlength=len(dictionary) + 1)
     occurs = np.flatnonzero(counts)
-    texts = array.dictionary.take(pa.array(occurs, mask=occurs == len(array.dictionary)))
-    return Texts(texts), counts[occurs]
+    return Texts(_taken(dictionary, occurs)), counts[occurs]
+
+
+def _coded(array: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Each row's place among the distinct values, int64 [N], and those; a null's place is the one after the last."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    places = pc.fill_null(coded.indices.cast(pa.int64()), len(coded.dictionary)).to_numpy(zero_copy_only=False)
+    return places, coded.dictionary
+
+
+def _taken(dictionary: pa.Array, places: np.ndarray) -> pa.Array:
+    import pyarrow as pa
+
+    return dictionary.take(pa.array(places, pa.int64(), mask=places == len(dictionary)))
 
 
 def _uncounted(seen: Tally) -> Fitted:  # the default of the column makes its own summary
     raise TypeError(f"{len(seen)} categories have no summary")
 
 
+_EMPTY = {"number": numbers([]), "integer": integers([]), "string": strings([]), "time": times([])}
 _ADVICE = {
     "number": "bin makes categories of numbers",
     "integer": "bin makes categories of numbers",

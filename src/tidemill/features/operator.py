@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -143,6 +143,59 @@ class Fit(Protocol[S]):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What is predicted, as an operator that learns from it sees it: T numbers a row."""
+
+    labels: tuple[str, ...] = ()
+    """What each number is called, one per class of a multiclass task; empty where there is one number."""
+    num_folds: int
+    """Folds of the training rows, from 0; as many stand for all rows."""
+
+    @property
+    def num_values(self) -> int:
+        """T."""
+        return max(1, len(self.labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSums:
+    """The target over the rows that each of N values stands for, all of one fold."""
+
+    rows_N: np.ndarray
+    """How many rows, int64 [N]."""
+    fold_N: np.ndarray
+    """Their fold, int64 [N]."""
+    sum_NT: np.ndarray
+    """Sums of the target's numbers, float64 [N, T]; 0 and 1 for each class."""
+    square_NT: np.ndarray
+    """Sums of their squares, float64 [N, T]."""
+
+
+class TargetFit(Protocol[S]):
+    """A `Fit` that sees the target beside the values."""
+
+    def init(self) -> S: ...
+
+    def update(self, state: S, values: Values, target: TargetSums) -> S: ...
+
+    def merge(self, left: S, right: S) -> S: ...
+
+    def finish(self, state: S) -> Fitted: ...
+
+
+class JoinFit(Protocol[S]):
+    """A `Fit` of several columns together."""
+
+    def init(self) -> S: ...
+
+    def update(self, state: S, columns: Sequence[Values], counts: np.ndarray | None) -> S: ...
+
+    def merge(self, left: S, right: S) -> S: ...
+
+    def finish(self, state: S) -> Fitted: ...
+
+
 class Operator(Protocol):
     """One step of a column's chain. Immutable; its parameters are its dataclass fields.
 
@@ -171,6 +224,51 @@ class Operator(Protocol):
         ...
 
 
+class TargetOperator(Protocol):
+    """An operator that learns from the target, fold by fold: a training row sees what the other folds taught.
+
+    In a graph for training `graph.fold` names the input with each row's fold; in one that answers it is None, and what all
+    rows taught holds. `reference` does the same by `fold_N`.
+    """
+
+    needs_target: ClassVar[Literal[True]]
+    accepts: ClassVar[tuple[Kind, ...]]
+
+    def fit(self, kind: Kind, predicted: Predicted) -> TargetFit[Any]: ...
+
+    def reference(self, name: str, values: Values, fitted: Fitted, fold_N: np.ndarray | None = None) -> Made: ...
+
+    def nodes(self, graph: Builder, block: Block, fitted: Sequence[Fitted]) -> Block: ...
+
+
+class JoinOperator(Protocol):
+    """An operator that makes one derived column, or several, of all the columns that reach it. `name` is the derived column's."""
+
+    joins: ClassVar[Literal[True]]
+    accepts: ClassVar[tuple[Kind, ...]]
+
+    def fit(self, kinds: Sequence[Kind]) -> JoinFit[Any] | Fitted: ...
+
+    def reference(self, name: str, columns: Sequence[Values], fitted: Fitted) -> Made: ...
+
+    def nodes(self, graph: Builder, name: str, columns: Sequence[Block], fitted: Fitted) -> Block:
+        """The step as nodes; `columns` are blocks of one column or more, together in the order that `reference` sees."""
+        ...
+
+
+AnyOperator = Operator | TargetOperator | JoinOperator
+
+
+def joins(operator: AnyOperator) -> TypeGuard[JoinOperator]:
+    """Whether an operator makes one column of several."""
+    return bool(getattr(operator, "joins", False))
+
+
+def needs_target(operator: AnyOperator) -> TypeGuard[TargetOperator]:
+    """Whether an operator learns from the target."""
+    return bool(getattr(operator, "needs_target", False))
+
+
 def taken_as(kind: Kind, accepts: Sequence[Kind]) -> Kind | None:
     """The kind as which an operator takes a column, None where it does not."""
     if kind in accepts:
@@ -178,7 +276,7 @@ def taken_as(kind: Kind, accepts: Sequence[Kind]) -> Kind | None:
     return "number" if kind == "integer" and "number" in accepts else None
 
 
-def params(operator: Operator) -> Mapping[str, Any]:
+def params(operator: AnyOperator) -> Mapping[str, Any]:
     """An operator's parameters as JSON values."""
     from tidemill.core.project import to_plain
 

@@ -1,20 +1,29 @@
-"""The stage `features`: fitted on the training rows, written as `features.onnx` and `features.json`."""
+"""The stage `features`: fitted on the training rows, written as `features.onnx` and `features.json`.
+
+Where something was learnt from the target there is `training.onnx` beside, with the input `core.folds.FOLD`: a model is trained on
+what it makes of the training rows, and everything else goes through `features.onnx`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tidemill.core.artifact import Artifact, write_json
 from tidemill.core.engine import Source, open_engine
-from tidemill.core.errors import ConfigError, DataError, Unsupported
+from tidemill.core.errors import ConfigError, DataError
 from tidemill.core.events import Events
+from tidemill.core.folds import FOLD
 from tidemill.core.schema import VALID_SUFFIX, Schema
 from tidemill.features.config import FeaturesConfig
-from tidemill.features.fitting import fit
+from tidemill.features.fitting import Reduce, fit
 from tidemill.features.graph import build_graph, leave_out
-from tidemill.features.training import TargetColumn, TrainingFeatures
+from tidemill.features.select.run import select
+from tidemill.features.select.selector import step_of
+from tidemill.features.supervision import Supervision, TargetColumn, folds_of
+from tidemill.features.training import TrainingFeatures
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,12 +45,15 @@ def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[
     roles = {description["target"]: "the target", description.get("weight"): "the weight"}
     roles.update(dict.fromkeys(description.get("keys") or (), "a key"))
     config: FeaturesConfig = project.features
-    for name in config.columns:
+    for where, name in [
+        *((name, name) for name in config.columns),
+        *((f"{d}.of", name) for d, of in config.derived.items() for name in of.of),
+    ]:
         if name in roles:
-            raise ConfigError(f"features.{name}: must be no input, is {roles[name]}", hint="remove it from [features]")
+            raise ConfigError(f"features.{where}: must be no input, is {roles[name]}", hint="remove it from [features]")
     columns = Schema.from_json(description["columns"]).drop(name for name in roles if name is not None)
     config = replace(config, drop=tuple(name for name in config.drop if name not in roles))
-    for name in (*RESERVED, *(name + VALID_SUFFIX for name in columns.names)):
+    for name in (*RESERVED, FOLD, *(name + VALID_SUFFIX for name in columns.names)):
         if name in columns and name not in config.drop:
             raise DataError(
                 f"column {name!r} must have another name: an input or output of the graph is called so",
@@ -50,47 +62,92 @@ def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[
             )
     with open_engine(project.engine, scratch=out) as engine:
         source = Source(path=str(data.path / "train"), format="parquet")
-        rows = engine.scan(source, columns.names)
-        made, graph = _made(fit(columns, config, lambda aggregate: engine.reduce(rows, aggregate)))
+        target = TargetColumn.of(description)
+        keys = description.get("keys") or ()
+        rows = engine.scan(source, list(dict.fromkeys([*columns.names, *target.columns, *keys])))
+
+        def reduce(aggregate: Any) -> Any:
+            return engine.reduce(rows, aggregate)
+
+        def batches(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+            return engine.scan(source, names).batches()
+
+        made, graph = _made(_fitted(columns, config, target, keys, reduce, batches))
         if config.select:
-            target = TargetColumn.of(description)
-            read = engine.scan(source, list(dict.fromkeys([*Schema.from_json(made["inputs"]).names, *target.columns])))
-            matrix = TrainingFeatures(made, read, target, num_rows=int(description["rows"]["train"]), threads=project.engine.threads or 1)
-            made, graph = _made(leave_out(made, _unselected(config, matrix, seed=project.seed, events=events)))
+            matrix = TrainingFeatures(made, rows, target, num_rows=int(description["rows"]["train"]), threads=project.engine.threads or 1)
+            steps = [step_of(table, f"features.select[{i}]", "project") for i, table in enumerate(config.select)]
+            chosen = select(steps, matrix, seed=project.seed, threads=project.engine.threads or 1, events=events)
+            made, graph = _made({**leave_out(made, chosen.reasons), "selected": chosen.description})
     for name, reason in made["dropped"].items():
         if name not in config.drop:
             events.warn("features.dropped", f"column {name!r} is kept out: {reason}", column=name, reason=reason)
     (out / "features.onnx").write_bytes(graph)
+    if "folds" in made:
+        (out / "training.onnx").write_bytes(build_graph(made, training=True)[0])
     write_json(out / "features.json", made)
     events.emit("features.fitted", f"{len(made['inputs'])} columns became {len(made['names'])} features")
     return {"inputs": len(made["inputs"]), "features": len(made["names"]), "dropped": made["dropped"]}
 
 
-def fit_table(table: pa.Table, features: Any = None, *, batch_rows: int = 65_536) -> tuple[dict[str, Any], bytes]:
+def fit_table(
+    table: pa.Table, features: Any = None, *, target: Mapping[str, Any] | None = None, batch_rows: int = 65_536
+) -> tuple[dict[str, Any], bytes]:
     """What `features.json` and `features.onnx` hold for the columns of a table in memory.
 
     Args:
         features: A `FeaturesConfig`, or the tree of the section `[features]`.
+        target: Which column is the `target`, its `classes` in order where it has classes, and the `weight` and `keys`, if any, as
+            `schema.json` says them; absent where nothing is learnt from it.
     """
     from tidemill.core.project import build
 
     config = build(FeaturesConfig, features or {}, path="features")
 
     def reduce(aggregate: Any) -> Any:
-        state = aggregate.init()
-        for batch in table.to_batches(max_chunksize=batch_rows):
-            state = aggregate.merge(state, aggregate.update(aggregate.init(), batch))
-        return state
+        return _folded(aggregate, table.to_batches(max_chunksize=batch_rows))
 
-    return _made(fit(Schema.from_arrow(table.schema), config, reduce))
+    predicted = TargetColumn.of(target) if target else None
+    keys = (target or {}).get("keys") or ()
+    columns = Schema.from_arrow(table.schema).drop([*(predicted.columns if predicted else ()), *keys])
+
+    def batches(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        return iter(table.select(list(names)).to_batches(max_chunksize=batch_rows))
+
+    return _made(_fitted(columns, config, predicted, keys, reduce, batches))
 
 
-def _unselected(config: FeaturesConfig, matrix: TrainingFeatures, *, seed: int, events: Events) -> dict[str, str]:  # noqa: ARG001
-    """Which features the steps of `select` leave out, and why."""
-    raise Unsupported(f"features.select: {config.select[0]['op']!r} is not built in this version", hint="name columns in features.drop")
+def _fitted(
+    columns: Schema,
+    config: FeaturesConfig,
+    target: TargetColumn | None,
+    keys: Sequence[str],
+    reduce: Reduce,
+    batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]],
+) -> dict[str, Any]:
+    """The fitted chains; with the target where an operator learns from it.
+
+    Args:
+        batches: Some columns of all rows, in order, for folds that go by position.
+    """
+    if target is None or not config.learns:
+        return fit(columns, config, reduce)
+    kept = [name for name in columns.names if name not in config.drop]
+    folds = folds_of(config.folds, keys=keys, columns=kept, reduce=reduce)
+    supervision = Supervision(target=target, folds=folds)
+
+    def reduced(level: Any) -> Any:
+        return _folded(level, folds.beside(batches(level.columns))) if level.taught and not folds.columns else reduce(level)
+
+    return fit(columns, config, reduced, supervision=supervision)
+
+
+def _folded(aggregate: Any, batches: Iterable[pa.RecordBatch]) -> Any:
+    state = aggregate.init()
+    for batch in batches:
+        state = aggregate.merge(state, aggregate.update(aggregate.init(), batch))
+    return state
 
 
 def _made(fitted: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     graph, names = build_graph(fitted)
-    parts = {"inputs": fitted["inputs"], "names": names, "columns": fitted["columns"], "dropped": fitted["dropped"]}
-    return {**parts, **{key: fitted[key] for key in ("left_out",) if fitted.get(key)}}, graph
+    return {"inputs": fitted["inputs"], "names": names, **{key: value for key, value in fitted.items() if key != "inputs"}}, graph

@@ -10,6 +10,7 @@ import numpy as np
 
 from tidemill.core.artifact import Artifact
 from tidemill.core.errors import DataError
+from tidemill.core.folds import Folds
 from tidemill.core.graph import BulkGraph
 from tidemill.core.parallel import ordered_map
 from tidemill.core.schema import Schema
@@ -28,6 +29,9 @@ LEAST_ROWS = 1_024
 
 class FeatureMatrix:
     """A `Matrix` over a split of a data artifact.
+
+    Where features were learnt from the target, the training rows have them as `training.onnx` makes them, each from the folds
+    that the row is not in; those of other splits are what a package answers with.
 
     The first pass keeps the batches where all of them fit in `cache_bytes`; later passes then cost nothing. Where they
     do not fit, each pass reads and computes them again, and no more than a few batches are in memory.
@@ -57,8 +61,12 @@ class FeatureMatrix:
         self._target: str = facts["target"]
         self._classes: list[Any] | None = facts["classes"]
         self._weight: str | None = facts["weight"]
+        # Rows that categories were learnt from must be told what the other folds teach.
+        taught = split == "train" and "folds" in layout
+        self._folds = Folds.from_json(layout["folds"]) if taught else None
+        graph, inputs = ("training.onnx", self._folds.schema(self._schema)) if self._folds else ("features.onnx", self._schema)
         # Batches go through the graph side by side, each on one thread.
-        self._graph = BulkGraph(features.path / "features.onnx", self._schema, threads=1)
+        self._graph = BulkGraph(features.path / graph, inputs, threads=1)
         self._threads = threads
         self._batch_rows = min(batch_rows, max(LEAST_ROWS, BATCH_BYTES // self._row_bytes()))
         self._fits = self.num_rows * self.num_features * 4 <= cache_bytes
@@ -70,7 +78,8 @@ class FeatureMatrix:
             yield from self._kept
             return
         kept = []
-        for batch in ordered_map(self._batch, self.rows(), self._threads):
+        rows = self._folds.beside(self.rows()) if self._folds else self.rows()
+        for batch in ordered_map(self._batch, rows, self._threads):
             if self._fits:
                 kept.append(batch)
             yield batch
@@ -86,11 +95,11 @@ class FeatureMatrix:
         return self._targets
 
     def rows(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Raw rows in the order of `batches`: those that the graph reads, the target and the weight, or `columns`."""
+        """Raw rows in the order of `batches`: what the graph and the folds read, the target and the weight; or `columns`."""
         import pyarrow.parquet as pq
 
-        extra = [name for name in (self._target, self._weight) if name is not None and name not in self._schema]
-        wanted = columns if columns is not None else [*self._schema.names, *extra]
+        extra = [name for name in (self._target, self._weight, *(self._folds.columns if self._folds else ())) if name is not None]
+        wanted = columns if columns is not None else list(dict.fromkeys([*self._schema.names, *extra]))
         texts = [column.name for column in self._schema if column.type == "string"]
         for file in self.files:
             # Not mapped, for mapped pages count as memory until the file is closed.

@@ -33,6 +33,8 @@ def test_plain_values_say_only_what_was_given_and_read_back_the_same() -> None:
     assert plain == {
         "drop": [],
         "select": [],
+        "folds": 5,
+        "derived": {},
         "columns": {"distance": [{"op": "impute"}, {"op": "clip", "min": 0.0}], "when": [{"op": "date_parts", "parts": ["hour"]}]},
     }
     assert parsed(plain) == config
