@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tidemill.core.artifact import PARTIAL
 from tidemill.core.events import now
-from tidemill.ui import data, lineage, quality, summary, training
+from tidemill.ui import data, lineage, quality, selection, summary, training
 from tidemill.ui.collect import Report, collect
 from tidemill.ui.format import moment
 from tidemill.ui.page import page, tag
@@ -16,7 +16,7 @@ __all__ = ["Report", "collect", "render", "write_report"]
 
 SECTIONS = (
     summary.contract, quality.quality, quality.slices, quality.parity, training.model, training.tuning,
-    training.features, data.data, lineage.lineage, lineage.environment,
+    training.features, selection.selection, data.data, lineage.lineage, lineage.environment,
 )  # fmt: skip
 
 

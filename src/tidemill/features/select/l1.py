@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from tidemill.features.select.gram import Gram, grams, scale_of
-from tidemill.features.select.selector import Dropped, Matrix
+from tidemill.features.select.selector import Dropped, Matrix, best
 
 # A path ends at this share of the penalty at which every coefficient is 0.
 LEAST = 1e-4
@@ -25,7 +25,7 @@ class L1:
     """
 
     keep: int | None = field(default=None, metadata={"min": 1})
-    """Features that stay at most: those that enter the path first; absent: what cross-validation says."""
+    """Features that stay at most: those that enter the path first; absent: all that cross-validation says."""
     rule: Literal["one_se", "least_error"] = "one_se"
     """one_se: the strongest penalty within one standard error of the least error | least_error: the least error's own."""
     folds: int = field(default=5, metadata={"min": 2, "max": 20})
@@ -43,19 +43,28 @@ class L1:
             return {}
         penalty_L = strongest * np.geomspace(1.0, LEAST, self.penalties)
         path_LFT = lasso_path(whole, penalty_L)
-        chosen = self._chosen(parts, whole, penalty_L)
         there_LF = np.any(path_LFT != 0, axis=2)
+        chosen = self._chosen(parts, whole, penalty_L)
+        enters_F = np.where(there_LF.any(axis=0), there_LF.argmax(axis=0), len(penalty_L))
+        kept_F = there_LF[chosen]
         if self.keep is not None:
-            fits = np.flatnonzero(there_LF.sum(axis=1) <= self.keep)
-            chosen = min(chosen, int(fits[-1]))
-        size_F = np.abs(path_LFT).max(axis=(0, 2))
-        penalty = float(penalty_L[chosen] / strongest)
-        said = f"no coefficient at the penalty of {penalty:.2g} of the strongest"
-        return {
-            name: Dropped(f"{said}, {'enters at less' if size > 0 else 'enters nowhere'}", 0.0)
-            for name, there, size in zip(matrix.names, there_LF[chosen].tolist(), size_F.tolist(), strict=True)
-            if not there
-        }
+            # The earlier on the path the better; of those that enter together the larger.
+            size_F = np.abs(path_LFT[np.minimum(enters_F, len(penalty_L) - 1), np.arange(matrix.num_features)]).max(axis=1)
+            kept_F = kept_F & best(size_F / (1 + size_F) - enters_F, self.keep)
+        found = {}
+        for name, kept, there, enters in zip(matrix.names, kept_F.tolist(), there_LF[chosen].tolist(), enters_F.tolist(), strict=True):
+            if kept:
+                continue
+            value = float(penalty_L[enters] / strongest) if enters < len(penalty_L) else 0.0
+            if there:
+                found[name] = Dropped(
+                    f"a coefficient from {value:.2g} of the strongest penalty on, {self.keep} others have one earlier", value
+                )
+            else:
+                limit = float(penalty_L[chosen] / strongest)
+                later = f"only from {value:.2g} on" if value else "nowhere on the path"
+                found[name] = Dropped(f"no coefficient at {limit:.2g} of the strongest penalty, {later}", value)
+        return found
 
     def _chosen(self, parts: list[Gram], whole: Gram, penalty_L: np.ndarray) -> int:
         """Which penalty cross-validation takes."""
