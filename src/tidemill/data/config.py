@@ -123,6 +123,36 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which rows to work on. A number in its place is the share of a random sample."""
+
+    share: float = field(default=1.0, metadata={"min": 0.0, "max": 1.0})
+    """Share of the rows, above 0; with by = "progressive" that of the first fit, below 1."""
+    by: Literal["random", "stratified", "progressive"] = "random"
+    """random: by a seeded hash of `keys`, or of the whole row where there are none; stratified: the same share within each class;
+    progressive: all rows are prepared, and training starts with `share` of them and takes more while that pays."""
+    column: str | None = None
+    """stratified: the column of strata, the target where absent."""
+    gain: float = field(default=0.01, metadata={"min": 0.0, "max": 1.0})
+    """progressive: the least improvement of the validation metric, relative to it, that the next, larger sample must bring."""
+    growth: float = field(default=2.0, metadata={"min": 1.1, "max": 100.0})
+    """progressive: how many times the rows of one fit the next one has."""
+
+    def check(self) -> None:
+        if not self.share > 0:
+            raise ConfigError(f"data.sample.share: must be above 0 and at most 1, got {self.share}")
+        if self.column is not None and self.by != "stratified":
+            raise ConfigError(f'data.sample.column: has an effect with by = "stratified" alone, by is "{self.by}"')
+        for name in ("gain", "growth"):
+            if self.by != "progressive" and getattr(self, name) != getattr(Sampling, name):
+                raise ConfigError(f'data.sample.{name}: has an effect with by = "progressive" alone, by is "{self.by}"')
+        if self.by == "progressive" and self.share >= 1:
+            raise ConfigError(
+                f"data.sample.share: must be below 1 to begin with, got {self.share:g}", hint='sample = { by = "progressive", share = 0.1 }'
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckFields:
     """What must hold of one column, for every value that is not null."""
 
@@ -185,16 +215,15 @@ class DataConfig:
     """How rows are divided into train, valid and test."""
     checks: dict[str, CheckConfig] = field(default_factory=dict)
     """What must hold of the table, by column."""
-    sample: float = field(default=1.0, metadata={"min": 0.0, "max": 1.0})
-    """Share of rows to work on, above 0, chosen by a hash of `keys`, or of the whole row where there are none."""
+    sample: Any = 1.0
+    """Share of rows to work on, above 0, chosen by a hash; or a table { share, by, column, gain, growth }: see `Sampling`."""
     leakage: float = field(default=0.98, metadata={"min": 0.5, "max": 1.0})
     """A column that alone predicts the target this well (ROC AUC or R2 on rows not looked at) is reported as a leak."""
 
     def check(self) -> None:
         self.sources()
         self.split.check()
-        if not self.sample > 0:
-            raise ConfigError(f"data.sample: must be above 0 and at most 1, got {self.sample}")
+        sampling = self.sampling()
         if isinstance(self.prepare, str) and not re.fullmatch(r"[\w.]+:\w+", self.prepare):
             raise ConfigError(f'data.prepare: must be "module:function", got {self.prepare!r}')
         if self.prepare is not None and not isinstance(self.prepare, str) and not callable(self.prepare):
@@ -209,10 +238,26 @@ class DataConfig:
                 if name == taken:
                     raise ConfigError(f"data.{role}: a column has one role, {name!r} is in {other} too")
         if self.columns is not None:
-            needed = [name for _, name in roles] + ([self.split.column] if self.split.column else []) + list(self.checks)
+            others = [name for name in (self.split.column, sampling.column) if name]
+            needed = [name for _, name in roles] + others + list(self.checks)
             missing = [name for name in needed if name not in self.columns]
             if missing:
-                raise ConfigError(f"data.columns: must list {missing[0]!r}, which the target, keys, weight, split or checks need")
+                raise ConfigError(f"data.columns: must list {missing[0]!r}, which the target, keys, weight, split, sample or checks need")
+
+    def sampling(self) -> Sampling:
+        """Which rows to work on.
+
+        Raises:
+            ConfigError: If the value is neither a share nor a table of `Sampling`'s keys.
+        """
+        if isinstance(self.sample, bool) or not isinstance(self.sample, (int, float, Mapping, Sampling)):
+            raise ConfigError(f"data.sample: must be a share such as 0.1, or a table {{ share, by, ... }}, got {self.sample!r}")
+        if isinstance(self.sample, (int, float)):
+            if not 0 < self.sample <= 1:
+                raise ConfigError(f"data.sample: must be above 0 and at most 1, got {self.sample}")
+            return Sampling(share=float(self.sample))
+        made: Sampling = build(Sampling, self.sample, path="data.sample")
+        return made
 
     def sources(self) -> dict[str, SourceConfig]:
         """The tables by name; a single unnamed one is called `table`.

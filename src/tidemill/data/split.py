@@ -54,13 +54,13 @@ def find_cuts(engine: DataEngine, rows: Rows, split: SplitConfig) -> Cuts:
     Raises:
         DataError: If a split would be empty.
     """
-    sizes = engine.reduce(rows, _StrataSizes())
+    sizes = engine.reduce(rows, StrataSizes())
     strata_S = np.array(sorted(sizes), dtype=np.uint64)
     total_S = np.array([sizes[stratum] for stratum in strata_S.tolist()], dtype=np.int64)
     least_S = np.where(total_S >= 3, 1, 0) if split.by == "stratified" else np.ones_like(total_S)
     start_S = np.zeros(len(strata_S), dtype=np.uint64)
-    test_S, in_test_S = _cut(engine, rows, strata_S, start_S, np.maximum(least_S, np.rint(total_S * split.test)))
-    valid_S, in_valid_S = _cut(engine, rows, strata_S, test_S, np.maximum(least_S, np.rint(total_S * split.valid)))
+    test_S, in_test_S = cut(engine, rows, strata_S, start_S, np.maximum(least_S, np.rint(total_S * split.test)))
+    valid_S, in_valid_S = cut(engine, rows, strata_S, test_S, np.maximum(least_S, np.rint(total_S * split.valid)))
     in_train_S = total_S - in_test_S - in_valid_S
     for name, count in (("train", in_train_S.sum()), ("valid", in_valid_S.sum()), ("test", in_test_S.sum())):
         if count == 0:
@@ -74,7 +74,7 @@ def find_cuts(engine: DataEngine, rows: Rows, split: SplitConfig) -> Cuts:
     return Cuts(strata_S, test_S, valid_S)
 
 
-class _StrataSizes:
+class StrataSizes:
     """Rows by stratum."""
 
     def init(self) -> dict[int, int]:
@@ -118,7 +118,7 @@ class _Digits:
         return left
 
 
-def _cut(engine: DataEngine, rows: Rows, strata_S: np.ndarray, start_S: np.ndarray, wanted_S: Any) -> tuple[np.ndarray, np.ndarray]:
+def cut(engine: DataEngine, rows: Rows, strata_S: np.ndarray, start_S: np.ndarray, wanted_S: Any) -> tuple[np.ndarray, np.ndarray]:
     """Exclusive upper bounds that take about `wanted_S` rows of each stratum from `start_S` on, and how many they take."""
     bits = 16 if len(strata_S) <= 16 else 8
     prefix_S, before_S = np.zeros_like(start_S), np.zeros(len(strata_S), dtype=np.int64)

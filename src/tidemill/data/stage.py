@@ -22,12 +22,14 @@ from tidemill.data.checks import checked, refused, said
 from tidemill.data.config import DataConfig
 from tidemill.data.prepare import called, name_of, source_hash
 from tidemill.data.profile import Sketches, TableSketch, described
+from tidemill.data.sample import sample_of
 from tidemill.data.sources import QUERIES, content_hashes, scanned
 from tidemill.data.split import SPLITS, Cuts, find_cuts
-from tidemill.data.table import KEY, ORDER, ROW, STRATUM, staged
+from tidemill.data.table import KEY, ORDER, ROW, STRATUM, checked_table, staged
 from tidemill.data.target import TargetFacts, class_counts, told
 
 STAGING = ".staging"
+SAMPLING = ".sampling"
 
 
 def run(project: Project, out: Path, *, events: Events, sample: float = 1.0, cache: Path | None = None) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def run(project: Project, out: Path, *, events: Events, sample: float = 1.0, cac
     config: DataConfig = project.data
     config.check()
     with open_engine(project.engine, scratch=out) as engine:
-        rows, schema = _prepared(engine, project, out, events, sample=sample * config.sample, cache=cache)
+        rows, schema = _prepared(engine, project, out, events, sample=sample, cache=cache)
         counts = engine.reduce(rows, leakage.NullCounts(schema.names, config.target))
         known, unknown = (int(count) for count in counts[-1])
         _some_rows(project, known, unknown, events)
@@ -109,7 +111,10 @@ def _prepared(engine: DataEngine, project: Project, out: Path, events: Events, *
         with _blaming(where):
             table = engine.rows(result)
     with _blaming(where):
-        rows, schema = staged(engine, table, config, out / STAGING, seed=project.seed, sample=sample)
+        table, schema = checked_table(engine, table, config)
+        chosen = sample_of(engine, table, schema, config, out / SAMPLING, seed=project.seed + 1, share=sample)
+        rows = staged(engine, table, schema, config, out / STAGING, seed=project.seed, sample=chosen)
+        shutil.rmtree(out / SAMPLING, ignore_errors=True)
     events.emit("data.prepared", f"{len(schema)} columns", level="progress", columns=len(schema))
     return rows, schema
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,18 +20,27 @@ INTERNAL = (ROW, KEY, ORDER, STRATUM)
 SIGN = np.uint64(1 << 63)
 
 
-def staged(engine: DataEngine, table: Rows, config: DataConfig, out: Path, *, seed: int, sample: float) -> tuple[Rows, Schema]:
+class Sample(Protocol):
+    """Which rows to keep, told by their hash and, where there are strata, their values."""
+
+    def chosen(self, batch: pa.RecordBatch, hashes: np.ndarray) -> np.ndarray: ...
+
+
+def staged(
+    engine: DataEngine, table: Rows, schema: Schema, config: DataConfig, out: Path, *, seed: int, sample: Sample | None = None
+) -> Rows:
     """The table written to `out`, sorted by all its columns, so that the same rows give the same bytes whatever came first.
 
     Beside the columns it holds `ROW`, a hash of the whole row; `KEY`, one of the keys, where there are any; `ORDER`, the number
     by which rows are split, null where the target is null; and `STRATUM`, where there are strata.
 
+    Args:
+        schema: What `checked_table` told.
+        sample: Which rows to keep; all where None.
+
     Raises:
-        DataError: If a column that the configuration names is absent, or one has a type or values that cannot be narrowed.
+        DataError: If a column has values that cannot be narrowed.
     """
-    schema = _checked_schema(table.schema, config)
-    if config.columns is not None:
-        table, schema = _selected(engine, table, config.columns), schema.select(config.columns)
     lead = [config.split.column] if config.split.column else list(config.keys)
     order = tuple(dict.fromkeys([*lead, *schema.names]))
     extra = _staged_fields(config)
@@ -41,21 +49,34 @@ def staged(engine: DataEngine, table: Rows, config: DataConfig, out: Path, *, se
     def narrowed_with_hashes(batch: pa.RecordBatch) -> pa.RecordBatch:
         narrow = narrowed(batch, schema)
         hashes = _hashes(narrow, config, seed)
-        if sample < 1.0:
-            chosen = mixed(hashes[KEY] if config.keys else hashes[ROW], seed + 1) < np.uint64(int(sample * 2.0**64))
+        if sample is not None:
+            chosen = sample.chosen(narrow, hashes[KEY] if config.keys else hashes[ROW])
             narrow = narrow.filter(pa.array(chosen))
             hashes = {name: values[chosen] for name, values in hashes.items()}
         missing = pc.is_null(narrow.column(config.target)).to_numpy(zero_copy_only=False)
-        columns = [pa.array((hashes[field.name] ^ SIGN).view(np.int64), mask=missing if field.name == ORDER else None) for field in extra]
+        columns = [pa.array(signed(hashes[field.name]), mask=missing if field.name == ORDER else None) for field in extra]
         return pa.record_batch([*narrow.columns, *columns], schema=full)
 
     sort = Partitioning(keys=order, kind="sort")
-    if sample < 1.0:
+    if sample is not None:
         rows = engine.exchange(engine.map_batches(table, narrowed_with_hashes, full), sort)
     else:
         rows = engine.map_batches(engine.exchange(table, sort), narrowed_with_hashes, full)
     engine.write(rows, Target(path=out))
-    return engine.scan(Source(path=str(out), format="parquet"), None), schema
+    return engine.scan(Source(path=str(out), format="parquet"), None)
+
+
+def checked_table(engine: DataEngine, table: Rows, config: DataConfig) -> tuple[Rows, Schema]:
+    """The columns that are kept, and their narrowed types.
+
+    Raises:
+        ConfigError: If a way to split or sample does not fit a column's type.
+        DataError: If a column that the configuration names is absent, or one has a type that cannot be narrowed.
+    """
+    schema = _checked_schema(table.schema, config)
+    if config.columns is None:
+        return table, schema
+    return engine.rows(engine.frame(table).select(*config.columns)), schema.select(config.columns)
 
 
 def narrowed(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
@@ -90,6 +111,11 @@ def mixed(hashes: np.ndarray, seed: int) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
+def signed(hashes: np.ndarray) -> np.ndarray:
+    """Hashes in the order of their size as whole numbers of 64 bits, which is how the staged table holds them."""
+    return (hashes ^ SIGN).view(np.int64)
+
+
 def unsigned(column: Any) -> np.ndarray:
     """The uint64 hashes of one of the staged table's own columns, which hold no null here."""
     return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.int64).view(np.uint64) ^ SIGN
@@ -104,7 +130,9 @@ def _checked_schema(arrow: pa.Schema, config: DataConfig) -> Schema:
     if len(set(arrow.names)) < len(arrow.names):
         twice = next(name for name in arrow.names if arrow.names.count(name) > 1)
         raise DataError(f"column {twice!r} must occur once in the table", field=twice, hint="rename one in prepare")
+    sampling = config.sampling()
     split = [("data.split.column", config.split.column)] if config.split.column else []
+    split += [("data.sample.column", sampling.column)] if sampling.column else []
     weight = [("data.weight", config.weight)] if config.weight else []
     named = [("data.target", config.target), *(("data.keys", key) for key in config.keys), *weight, *split]
     for role, name in [
@@ -133,11 +161,13 @@ def _checked_schema(arrow: pa.Schema, config: DataConfig) -> Schema:
             f"data.split: stratified needs classes, the target {config.target!r} is {schema[config.target].type}",
             hint='name a column of strata: split = { by = "stratified", column = "..." }',
         )
+    strata = sampling.column or config.target
+    if sampling.by == "stratified" and schema[strata].type in ("float32", "float64"):
+        raise ConfigError(
+            f"data.sample: stratified needs classes, {strata!r} is {schema[strata].type}",
+            hint='name a column of strata: sample = { by = "stratified", column = "..." }',
+        )
     return schema
-
-
-def _selected(engine: DataEngine, table: Rows, columns: Sequence[str]) -> Rows:
-    return engine.rows(engine.frame(table).select(*columns))
 
 
 def _staged_fields(config: DataConfig) -> list[pa.Field]:

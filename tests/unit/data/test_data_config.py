@@ -9,7 +9,7 @@ import pytest
 
 from tidemill.core.errors import ConfigError, TidemillError
 from tidemill.core.project import build, fingerprint, to_plain
-from tidemill.data.config import CheckConfig, DataConfig, SourceConfig, SplitConfig
+from tidemill.data.config import CheckConfig, DataConfig, Sampling, SourceConfig, SplitConfig
 
 LEAST = {"source": "a.csv", "target": "y"}
 
@@ -69,6 +69,13 @@ def test_plain_values_lead_back_to_the_same_config() -> None:
         ({"split": {"test": 0.0}}, ConfigError, r"valid 0\.1 \+ test 0\.0"),
         ({"split": {"test": 1.5}}, ConfigError, r"data\.split\.test: must be in 0\.0\.\.1\.0, got 1\.5"),
         ({"sample": 0}, ConfigError, r"data\.sample: must be above 0"),
+        ({"sample": True}, ConfigError, r"data\.sample: must be a share such as 0\.1, or a table"),
+        ({"sample": {"share": 0.0}}, ConfigError, r"data\.sample\.share: must be above 0"),
+        ({"sample": {"by": "stratifed"}}, ConfigError, r"data\.sample\.by: must be one of .* did you mean 'stratified'"),
+        ({"sample": {"share": 0.1, "column": "x"}}, ConfigError, r'data\.sample\.column: has an effect with by = "stratified" alone'),
+        ({"sample": {"share": 0.1, "gain": 0.1}}, ConfigError, r'data\.sample\.gain: has an effect with by = "progressive" alone'),
+        ({"sample": {"by": "progressive"}}, ConfigError, r"data\.sample\.share: must be below 1 to begin with"),
+        ({"sample": {"by": "progressive", "share": 0.1, "growth": 1.0}}, ConfigError, r"data\.sample\.growth: must be in 1\.1\.\.100\.0"),
         ({"keys": ["y"]}, ConfigError, r"data\.keys: a column has one role, 'y' is in target too"),
         ({"weight": "w", "keys": ["w"]}, ConfigError, r"data\.weight: a column has one role, 'w' is in keys too"),
         ({"columns": ["x"]}, ConfigError, r"data\.columns: must list 'y'"),
@@ -80,3 +87,11 @@ def test_plain_values_lead_back_to_the_same_config() -> None:
 def test_what_is_wrong_is_named_by_its_path(tree: dict[str, Any], error: type[TidemillError], message: str) -> None:
     with pytest.raises(error, match=message):
         made(**tree)
+
+
+def test_a_share_is_short_for_a_random_sample() -> None:
+    config = DataConfig(source="a.csv", target="y", sample=0.25)
+    assert config.sampling() == Sampling(share=0.25, by="random")
+    table = {"share": 0.1, "by": "progressive", "gain": 0.02}
+    assert DataConfig(source="a.csv", target="y", sample=table).sampling() == Sampling(share=0.1, by="progressive", gain=0.02, growth=2.0)
+    assert DataConfig(source="a.csv", target="y").sampling() == Sampling()

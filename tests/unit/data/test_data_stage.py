@@ -141,6 +141,42 @@ class TestOutput:
         data.run({"sample": 0.5})
         assert data.table("train").equals(chosen)
 
+    def test_a_stratified_sample_has_its_share_of_every_class(self, data: Stage, tmp_path: Path) -> None:
+        word = pa.array(["rare"] * 4 + ["some"] * 400 + [None] * 96 + ["many"] * 1_500)
+        pq.write_table(trips().append_column("word", word), tmp_path / "trips.parquet")
+        sample = {"by": "stratified", "share": 0.1, "column": "word"}
+        tree = {"sample": sample, "keys": ["id"], "checks": {}}
+
+        def counts() -> dict[Any, int]:
+            values = [value for split in ("train", "valid", "test") for value in data.table(split)["word"].to_pylist()]
+            return {value: values.count(value) for value in set(values)}
+
+        data.run(tree)
+        assert counts() == {"rare": 1, "some": 40, None: 10, "many": 150}
+        chosen = data.table("train")
+        data.run({**tree, "sample": {**sample, "share": 0.2}}, sample=0.5)
+        assert data.table("train").equals(chosen)
+        data.run(tree, seed=1)
+        assert counts() == {"rare": 1, "some": 40, None: 10, "many": 150}
+        assert not data.table("train").equals(chosen)
+        assert not list(data.out.glob(".*"))
+
+    def test_the_target_gives_the_strata_where_no_column_does(self, data: Stage) -> None:
+        late = sum(trips()["late"].to_pylist())
+        data.run({"sample": {"by": "stratified", "share": 0.25}})
+        kept = [value for split in ("train", "valid", "test") for value in data.table(split)["late"].to_pylist()]
+        assert (sum(kept), len(kept) - sum(kept)) == (round(late / 4), round((2_000 - late) / 4))
+
+    def test_a_progressive_sample_prepares_all_rows(self, data: Stage) -> None:
+        assert sum(data.run({"sample": {"by": "progressive", "share": 0.1}})["rows"].values()) == 2_000
+        assert 400 < sum(data.run({"sample": {"by": "progressive", "share": 0.1}}, sample=0.25)["rows"].values()) < 600
+
+    def test_strata_are_of_classes(self, data: Stage) -> None:
+        with pytest.raises(ConfigError, match="stratified needs classes, 'distance' is float64"):
+            data.run({"sample": {"by": "stratified", "share": 0.1, "column": "distance"}})
+        with pytest.raises(DataError, match=r"data\.sample\.column: the table must have the column 'wrd'"):
+            data.run({"sample": {"by": "stratified", "share": 0.1, "column": "wrd"}})
+
     def test_nan_becomes_null(self, data: Stage, tmp_path: Path) -> None:
         table = trips().set_column(1, "distance", pa.array([float("nan"), *trips()["distance"].to_pylist()[1:]]))
         pq.write_table(table, tmp_path / "trips.parquet")

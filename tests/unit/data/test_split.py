@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tidemill.core.engine import row_hash
 from tidemill.core.errors import DataError
 from tidemill.data.config import SplitConfig
-from tidemill.data.split import Cuts, _Digits, _StrataSizes, find_cuts
+from tidemill.data.split import Cuts, StrataSizes, _Digits, find_cuts
 from tidemill.data.table import ORDER, SIGN, STRATUM, mixed
 
 
@@ -91,7 +91,7 @@ def test_states_can_travel() -> None:
     import pickle
 
     [batch] = batches([1, 2, 3], [0, 0, 1])
-    for agg in (_StrataSizes(), _Digits(np.array([0, 1], np.uint64), np.zeros(2, np.uint64), np.zeros(2, np.uint64), 56, 8)):
+    for agg in (StrataSizes(), _Digits(np.array([0, 1], np.uint64), np.zeros(2, np.uint64), np.zeros(2, np.uint64), 56, 8)):
         agg = pickle.loads(pickle.dumps(agg))
         state = agg.update(agg.init(), batch)
         assert str(pickle.loads(pickle.dumps(state))) == str(state)
