@@ -161,6 +161,41 @@ class TestHashNgrams(OperatorConformance):
     }
 
 
+class TestTarget(OperatorConformance):
+    operator = "target"
+    chains = same(
+        CATEGORIES,
+        [
+            ["target"],
+            [{"op": "target", "smooth": 3, "min_count": 2}, "standardize"],
+            [{"op": "target", "smooth": "own", "max_size": 2}],
+            [{"op": "target", "min_count": 99}],
+        ],
+    )
+    derived = ((("string", "int64"), ["cross", "target"]), (("string", "boolean"), ["cross", {"op": "target", "smooth": 0}]))
+
+
+class TestCross(OperatorConformance):
+    operator = "cross"
+    derived = (
+        (("string", "string"), ["cross", {"op": "one_hot", "max_categories": 30}]),
+        (("string", "int64", "boolean"), ["cross", {"op": "vocabulary", "min_count": 1}]),
+        (("float64", "int64"), ["bin", "cross", "frequency"]),
+        (("boolean", "boolean"), ["cross", "one_hot"]),
+        (("timestamp",), [{"op": "date_parts", "parts": ["weekday", "hour"]}, "cross", {"op": "one_hot", "min_count": 1}]),
+    )
+
+
+class TestPca(OperatorConformance):
+    operator = "pca"
+    tolerance = 1e-6
+    least = 1e-5
+    derived = (
+        (("float32", "float32", "boolean"), ["impute", {"op": "clip", "min": -9, "max": 9}, "standardize", "pca"]),
+        (("float64", "int64", "boolean"), [{"op": "clip", "min": -9, "max": 9}, {"op": "pca", "components": 3}, "standardize"]),
+    )
+
+
 class TestDateParts(OperatorConformance):
     operator = "date_parts"
     every = ["year", "quarter", "month", "day", "weekday", "weekend", "day_of_year", "hour", "minute", "second"]

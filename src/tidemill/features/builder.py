@@ -136,7 +136,8 @@ class Builder:
             return [block]
         tensors, valid = self.split(block), block.valid
         if valid and len(valid) < len(block):
-            valid = self.nodes("Split", valid, len(block), axis=1, num_outputs=len(block))
+            each = self.node("And", self.stack(valid), self.constant([[True] * len(block)], bool))
+            valid = self.nodes("Split", [each], len(block), axis=1, num_outputs=len(block))
         return [
             replace(block, names=(name,), origins=(origin,), tensors=(tensors[i],), valid=valid[i : i + 1])
             for i, (name, origin) in enumerate(zip(block.names, block.origins, strict=True))

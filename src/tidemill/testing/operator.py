@@ -7,6 +7,8 @@ A third party's operator passes by subclassing in a test module:
     class TestSquareRoot(OperatorConformance):
         operator = "my_company.features:SquareRoot"
         chains = {"float64": [["my_company.features:SquareRoot"]]}
+
+One that joins columns says in `derived` which, one that learns from the target is given several in turn.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tidemill.core.folds import FOLD, Folds
 from tidemill.core.graph import BulkGraph, Graph
 from tidemill.core.load import load
 from tidemill.core.schema import Schema
@@ -56,15 +59,28 @@ ORDINARY: dict[str, list[Any]] = {
 }
 
 
+# What operators that learn from the target are given, in turn: as `schema.json` says it.
+TARGET = "(target)"
+TARGETS: tuple[dict[str, Any], ...] = (
+    {"target": f"{TARGET} binary", "classes": [False, True]},
+    {"target": f"{TARGET} multiclass", "classes": ["high", "low", "mid"]},
+    {"target": f"{TARGET} regression"},
+)
+
+
 class OperatorConformance:
     """The tests that an operator must pass. Set `operator` and `chains` in a subclass whose name starts with Test."""
 
     operator: ClassVar[str]
     """The operator's name or "module:attribute"."""
-    chains: ClassVar[Mapping[str, Sequence[Sequence[Any]]]]
+    chains: ClassVar[Mapping[str, Sequence[Sequence[Any]]]] = {}
     """By column type: chains of steps as in [features], the operator among them, ending in numbers."""
+    derived: ClassVar[Sequence[tuple[Sequence[str], Sequence[Any]]]] = ()
+    """For an operator that joins columns: the types of the columns, and the steps as in [features], ending in numbers."""
     tolerance: ClassVar[float] = 2.4e-7
     """Relative difference allowed between a route and the reference: two roundings of float32."""
+    least: ClassVar[float] = 1e-16
+    """Absolute difference that is allowed at any rate."""
 
     def test_it_is_a_frozen_dataclass_that_says_what_it_does(self) -> None:
         struct: Any = load("operator", self.operator)
@@ -81,7 +97,7 @@ class OperatorConformance:
 
     def test_rows_that_fitting_did_not_see(self) -> None:
         for table, chains in self._tables():
-            ordinary = _table({name: _type_of(table, name) for name in table.column_names}, ORDINARY)
+            ordinary = _with_targets(_table({name: _type_of(table, name) for name in _raw(table)}, ORDINARY))
             self._agree(table, *_fitted(ordinary, chains))
 
     def test_only_nulls(self) -> None:
@@ -116,22 +132,54 @@ class OperatorConformance:
             description = _fitted(table, chains)[0]
             assert json.loads(json.dumps(description["columns"], allow_nan=False)) == description["columns"]
 
+    def test_no_training_row_is_told_its_own_target(self) -> None:
+        for table, chains in self._tables(ORDINARY):
+            # What comes after may take all features of all rows into account, as standardize does.
+            last = {name: steps for name, steps in chains.get("columns", {}).items() if _op(steps[-1]) == self.operator}
+            if chains[TARGET] is None or not last:
+                continue
+            chains = {TARGET: chains[TARGET], "columns": last, "drop": [name for name in _raw(table) if name not in last]}
+            fold_N, _ = _training(_fitted(table, chains)[0], table)
+            for fold in set(fold_N.tolist()):
+                other = _otherwise(table, chains, fold_N == fold)
+                first, second = (_training(_fitted(one, chains)[0], table)[1][fold_N == fold] for one in (table, other))
+                np.testing.assert_array_equal(first, second)
+
     def _tables(self, values: Mapping[str, Sequence[Any]] = AWKWARD) -> Iterator[tuple[pa.Table, dict[str, Any]]]:
-        """For each type: every chain on a column of its own, and twice, since columns with one chain share nodes."""
-        for kind, variants in self.chains.items():
-            names = {f"{kind} {i}{twin}": chain for i, chain in enumerate(variants) for twin in "ab"}
-            yield _table(dict.fromkeys(names, kind), values), {"columns": names}
+        """For each type: every chain on a column of its own, and twice, since columns with one chain share nodes.
+
+        Where the operator learns from the target, all that for each kind of target.
+        """
+        learns = getattr(load("operator", self.operator), "needs_target", False)
+        for target in TARGETS if learns else (None,):
+            for kind, variants in self.chains.items():
+                names = {f"{kind} {i}{twin}": chain for i, chain in enumerate(variants) for twin in "ab"}
+                yield _with_targets(_table(dict.fromkeys(names, kind), values)), {"columns": names, TARGET: target}
+            if self.derived:
+                made, raw = {}, {}
+                for i, (kinds, steps) in enumerate(self.derived):
+                    for twin in "ab":
+                        columns = {f"{i}{twin}{place} {kind}": kind for place, kind in enumerate(kinds)}
+                        raw.update(columns)
+                        made[f"derived {i}{twin}"] = {"of": list(columns), "steps": list(steps)}
+                yield _with_targets(_table(raw, values)), {"derived": made, "drop": list(raw), TARGET: target}
 
     def _agree(self, table: pa.Table, description: Mapping[str, Any], graph: bytes) -> None:
         expected = load("reference", "features")(json.loads(json.dumps(description)), table)
         assert expected.shape == (table.num_rows, len(description["names"]))
         assert expected.dtype == np.float32
         assert len(set(description["names"])) == len(description["names"])
-        for route, answer in routes(graph, Schema.from_json(description["inputs"]), table).items():
-            for i, name in enumerate(description["names"]):
-                np.testing.assert_allclose(
-                    answer[:, i], expected[:, i], rtol=self.tolerance, atol=1e-16, equal_nan=True, err_msg=f"{name} by {route}"
-                )
+        for route, answer in routes(graph, Schema.from_json(description["inputs"]), table.select(_raw(table))).items():
+            self._same(description, answer, expected, route)
+        if "folds" in description:
+            fold_N, answer = _training(description, table)
+            self._same(description, answer, load("reference", "features")(description, table, fold_N), "the graph for training")
+
+    def _same(self, description: Mapping[str, Any], answer: np.ndarray, expected: np.ndarray, route: str) -> None:
+        for i, name in enumerate(description["names"]):
+            np.testing.assert_allclose(
+                answer[:, i], expected[:, i], rtol=self.tolerance, atol=self.least, equal_nan=True, err_msg=f"{name} by {route}"
+            )
 
 
 def routes(graph: bytes, schema: Schema, table: pa.Table) -> dict[str, np.ndarray]:
@@ -201,8 +249,55 @@ def _type_of(table: pa.Table, name: str) -> str:
 
 
 def _fitted(table: pa.Table, features: Mapping[str, Any], *, batch_rows: int = 65_536) -> tuple[dict[str, Any], bytes]:
-    made: tuple[dict[str, Any], bytes] = load("fit", "features")(table, features, batch_rows=batch_rows)
+    tree = {key: value for key, value in features.items() if key != TARGET}
+    target = features.get(TARGET)
+    columns = table.select([*_raw(table), *([target["target"]] if target else [])])
+    made: tuple[dict[str, Any], bytes] = load("fit", "features")(columns, tree, target=target, batch_rows=batch_rows)
     return made
+
+
+def _op(step: Any) -> Any:
+    return step["op"] if isinstance(step, Mapping) else step
+
+
+def _raw(table: pa.Table) -> list[str]:
+    """The columns that may be inputs."""
+    return [name for name in table.column_names if not name.startswith(TARGET)]
+
+
+def _with_targets(table: pa.Table) -> pa.Table:
+    """The table with a column for each kind of target."""
+    import pyarrow as pa
+
+    random = np.random.default_rng(11)
+    columns = [
+        random.random(table.num_rows) < 0.4,
+        random.choice(["low", "mid", "high"], table.num_rows),
+        random.normal(50, 9, table.num_rows),
+    ]
+    for target, values in zip(TARGETS, columns, strict=True):
+        table = table.append_column(pa.field(target["target"], pa.array(values).type, nullable=False), pa.array(values))
+    return table
+
+
+def _otherwise(table: pa.Table, features: Mapping[str, Any], rows_N: np.ndarray) -> pa.Table:
+    """The table with another target in some rows."""
+    import pyarrow as pa
+
+    target = features[TARGET]
+    values, classes = table[target["target"]].to_pylist(), target.get("classes")
+    changed = [(classes[classes.index(v) - 1] if classes else -v) if there else v for v, there in zip(values, rows_N, strict=True)]
+    place = table.schema.get_field_index(target["target"])
+    return table.set_column(place, table.schema.field(place), pa.array(changed))
+
+
+def _training(description: Mapping[str, Any], table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's fold, and its features as a model is trained on them."""
+    folds = Folds.from_json(description["folds"])
+    batch = next(folds.beside([_batch(table)]))
+    graph, _ = load("graph", "features")(description, training=True)
+    made = BulkGraph(graph, folds.schema(Schema.from_json(description["inputs"]))).run(batch)["features"]
+    return np.asarray(batch.column(FOLD).to_numpy()), made
 
 
 def _same_statistics(left: Any, right: Any) -> None:
