@@ -21,8 +21,14 @@ from tidemill.models.base import Fitted, Matrix
 from tidemill.models.calibration import Calibrated
 from tidemill.models.interval import Ranged
 from tidemill.models.linear import Linear, LinearParams
+from tidemill.models.rows import every
+from tidemill.train import generalization
 from tidemill.train.matrix import FeatureMatrix
-from tidemill.train.workload import Problem, Workload, prepare_model
+from tidemill.train.progressive import grow, metric_name
+from tidemill.train.workload import Problem, Workload, growing, prepare_model
+
+# Training rows, evenly spread, that the metrics of the training split are taken on.
+TRAIN_JUDGED = 500_000
 
 # Progress is told at most this often, so that telling costs nothing beside a round.
 _TELL_S = 0.2
@@ -40,11 +46,21 @@ def run(
     """
     prepare_model(project)
     project = replace(project, model=project.model.tuned(tuned or {}))
-    workload = Workload.of(project, data, features)
+    workload = Workload.of(project, data, features, whole=True)
     model, params = prepare_model(project)
     history: list[dict[str, float]] = []
     start = time.perf_counter()
-    plain = workload.fit(model, params, _recorder(history, events))
+    sampling, grown = growing(project), None
+    if sampling is None:
+        plain = workload.fit(model, params, _recorder(history, events))
+    else:
+
+        def fit(sample: Workload) -> Fitted:
+            history.clear()
+            return sample.fit(model, params, _recorder(history, events))
+
+        grown = grow(workload, sampling, fit, metric=metric_name(project, workload.problem.task), events=events)
+        plain, workload = grown.fitted, grown.workload
     outside = bool(getattr(plain, "external_memory", False))
     if outside:
         events.emit("train.external_memory", f"{workload.train.num_rows} rows streamed from disk each round, more than engine.memory holds")
@@ -63,6 +79,11 @@ def run(
     metrics = _metrics(workload, fitted, valid_p)
     baseline_metrics = _metrics(workload, baseline)
     prior = trivial(workload)
+    trivial_metrics = _trivial_metrics(workload, prior)
+    judged = _generalization(workload, project.model.kind, params, fitted.best_round, metrics, trivial_metrics, valid_p)
+    if judged is not None:
+        faulty = judged["verdict"] in ("overfit", "useless") or judged["cut_off"]
+        (events.warn if faulty else events.emit)("train.judged", judged["said"], verdict=judged["verdict"], cut_off=judged["cut_off"])
     report = {
         "kind": project.model.kind,
         "task": workload.problem.task,
@@ -73,10 +94,12 @@ def run(
         "external_memory": outside,
         "metrics": metrics,
         "baseline": {"kind": "linear", "metrics": baseline_metrics, "importance": baseline.importance()},
-        "trivial": {"prediction": prior, "metrics": {"valid": _trivial_metrics(workload, prior)}},
+        "trivial": {"prediction": prior, "metrics": {"valid": trivial_metrics}},
+        "generalization": judged,
         "importance": fitted.importance(),
         "calibration": fitted.curve.to_json() if isinstance(fitted, Calibrated) else None,
         "interval": {"level": fitted.level, "widening": fitted.widening} if isinstance(fitted, Ranged) else None,
+        **(grown.to_json() if grown is not None else {}),
     }
     write_json(out / "train.json", report)
     if valid_p is not None and isinstance(workload.valid, FeatureMatrix):
@@ -89,8 +112,10 @@ def run(
         "metric": metric,
         "valid": metrics["valid"].get(metric),
         "baseline": baseline_metrics["valid"].get(metric),
+        "verdict": judged["verdict"] if judged is not None else None,
         "rows": {"train": workload.train.num_rows, "valid": workload.valid.num_rows if workload.valid is not None else 0},
         "features": workload.train.num_features,
+        **({"share": grown.curve[-1]["share"]} if grown is not None else {}),
         "fit_s": round(seconds, 3),
     }
 
@@ -131,7 +156,32 @@ def _metrics(workload: Workload, fitted: Fitted, valid_p: np.ndarray | None = No
         y_N, weight_N = matrix.targets()
         return _judged(workload.problem, y_N, base.predict(fitted, matrix) if p is None else p, weight_N)
 
-    return {"train": on(workload.train), "valid": on(workload.valid, valid_p)}
+    return {"train": on(every(workload.train, TRAIN_JUDGED)), "valid": on(workload.valid, valid_p)}
+
+
+def _generalization(
+    workload: Workload,
+    kind: str,
+    params: Any,
+    best_round: int | None,
+    metrics: Mapping[str, Mapping[str, float | None]],
+    trivial_metrics: Mapping[str, float | None],
+    valid_p: np.ndarray | None,
+) -> dict[str, Any] | None:
+    """Whether the model knows its training rows better than new ones; None without validation rows."""
+    if workload.valid is None or valid_p is None:
+        return None
+    y_N, weight_N = workload.valid.targets()
+    return generalization.judge(
+        workload.problem.task,
+        kind=kind,
+        **metrics,
+        trivial=trivial_metrics,
+        noise=generalization.noise(workload.problem.task, y_N, valid_p, weight_N, seed=workload.seed),
+        best_round=best_round,
+        # Only a fit that would have ended by itself can be cut off.
+        num_rounds=params.num_rounds if getattr(params, "early_stopping", 0) and hasattr(params, "num_rounds") else None,
+    )
 
 
 def _trivial_metrics(workload: Workload, prior: list[float]) -> dict[str, float | None]:

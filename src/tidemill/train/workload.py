@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
 
 from tidemill.core.artifact import Artifact
 from tidemill.core.engine import memory_bytes
@@ -16,11 +18,17 @@ from tidemill.models.base import Fitted, Matrix, Model, OnRound
 from tidemill.models.calibration import calibrate
 from tidemill.models.config import ModelConfig
 from tidemill.models.interval import fit_interval
+from tidemill.models.rows import Drawn
 from tidemill.models.weights import Reweighted, class_weights
 from tidemill.train.matrix import FeatureMatrix, split_files
 
 # Operators that number categories in no order that means anything.
 UNORDERED = ("vocabulary", "hash")
+
+# A first sample of fewer rows says nothing.
+LEAST_SAMPLE = 1_000
+
+_PLACES = 1_048_576
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +64,8 @@ class Workload:
     threads: int
 
     @classmethod
-    def of(cls, project: Project, data: Artifact, features: Artifact) -> Workload:
-        """The workload of a project's finished data and features stages.
+    def of(cls, project: Project, data: Artifact, features: Artifact, *, whole: bool = False) -> Workload:
+        """The workload of a project's finished data and features stages; its first sample where samples are to grow.
 
         Raises:
             Unsupported: If the project sets class weights for a task without classes.
@@ -83,7 +91,7 @@ class Workload:
         if config.class_weight is not None:
             weight_K = class_weights(train, config.class_weight, problem.classes or [])
             weighted = [None if matrix is None else Reweighted(matrix, weight_K) for matrix in weighted]
-        return cls(
+        made = cls(
             problem=problem,
             train=train,
             valid=valid,
@@ -92,6 +100,15 @@ class Workload:
             seed=project.seed,
             threads=threads,
         )
+        sampling = None if whole else growing(project)
+        return made if sampling is None else made.sampled(first_share(sampling, train.num_rows))
+
+    def sampled(self, share: float) -> Workload:
+        """The same on a part of the training rows, drawn by the seed; larger shares hold the rows of smaller ones."""
+        if share >= 1:
+            return self
+        taken_N = taken(self.train.num_rows, share, seed=self.seed)
+        return replace(self, train=Drawn(self.train, taken_N), weighted_train=Drawn(self.weighted_train, taken_N))
 
     def fit(self, model: Model, params: Any, on_round: OnRound | None = None) -> Fitted:
         """The model fitted on the weighted rows, without calibration."""
@@ -133,6 +150,39 @@ class Workload:
             seed=self.seed,
             threads=self.threads,
         )
+
+
+class Sampling(Protocol):
+    """What `[data] sample` says of samples that grow."""
+
+    by: str
+    share: float
+    gain: float
+    growth: float
+
+
+def growing(project: Project) -> Sampling | None:
+    """How samples grow; None where the project does not ask for that."""
+    sampling = getattr(project.data, "sampling", None)
+    made: Sampling | None = sampling() if sampling is not None else None
+    return made if made is not None and made.by == "progressive" else None
+
+
+def first_share(sampling: Sampling, num_rows: int) -> float:
+    """The share of the first sample, which a search works on; of few rows a larger one than the project says."""
+    return min(1.0, max(sampling.share, LEAST_SAMPLE / max(num_rows, 1)))
+
+
+def taken(num_rows: int, share: float, *, seed: int) -> np.ndarray:
+    """1 for each row in the sample of a share, else 0: those whose place hashes below it (SplitMix64; Steele, Lea and Flood 2014)."""
+    parts = []
+    for first in range(0, num_rows, _PLACES):
+        bits_N = np.arange(first + 1, min(first + _PLACES, num_rows) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        bits_N += np.uint64(seed * 0xD1342543DE82EF95 % 2**64)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            bits_N = (bits_N ^ (bits_N >> np.uint64(shift))) * np.uint64(factor)
+        parts.append(((bits_N ^ (bits_N >> np.uint64(31))) < np.uint64(min(int(share * 2**64), 2**64 - 1))).astype(np.uint8))
+    return np.concatenate(parts)
 
 
 def prepare_model(project: Project, tuned: Mapping[str, Any] | None = None) -> tuple[Model, Any]:

@@ -60,9 +60,11 @@ def model(report: Report) -> Section | None:
     )  # fmt: skip
     kind = str(report.find("train/train.json", "kind", default="model"))
     best = report.find("train/train.json", "best_round")
-    lead = {"xgboost": "Gradient-boosted trees (XGBoost)", "linear": "A linear model"}.get(kind, kind)
+    lead = {"xgboost": "Gradient-boosted trees (XGBoost)", "linear": "A linear model", "random_forest": "A random forest"}.get(kind, kind)
     lead += f"; round {number(best)} was the best." if best else "."
-    body = join(curve, importance, details("Parameters", facts) if entries else None)
+    judged = report.find("train/train.json", "generalization", "said")
+    lead += f" {judged}" if judged else ""
+    body = join(_samples(report), curve, importance, details("Parameters", facts) if entries else None)
     return Section(id="model", title="Model", lead=lead, body=body)
 
 
@@ -165,6 +167,29 @@ def _trials(trials: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None)
     columns = ("Trial", "State", "Value", *(words(name) for name in names), "Time")
     made = table(columns, rows, caption="Trials", numbers=range(2, len(columns)), marked=marked)
     return details("All trials" if len(trials) <= SHOWN_TRIALS else f"The first {SHOWN_TRIALS} of {len(trials)} trials", made)
+
+
+def _samples(report: Report) -> Html | None:
+    """The metric on training and validation rows by the rows that a fit had, where samples grew."""
+    curve = [point for point in report.find("train/train.json", "learning_curve", default=[]) if _finite(point.get("rows"))]
+    if not curve:
+        return None
+    metric = str(report.find("train/train.json", "curve_metric", default=""))
+    sides = {"train": ("other", "training"), "valid": ("model", "validation")}
+    marks: list[Mark] = []
+    for side, (role, name) in sides.items():
+        known = [point for point in curve if _finite(point.get(side))]
+        points = [(point["rows"], point[side]) for point in known]
+        titles = [f"{name}, {number(point['rows'])} rows: {score(point[side])}, {seconds(point.get('seconds'))}" for point in known]
+        marks += [line(points, role=role, name=name), dots(points, role=role, titles=titles)]
+    low, high = spread(point[side] for point in curve for side in sides if _finite(point.get(side)))
+    rows = [point["rows"] for point in curve]
+    shown = [count for count in rows if count == rows[-1] or count * 1.4 < rows[-1]]
+    x = Axis(low=rows[0] / 1.1, high=rows[-1] * 1.1, log=True, label="rows", ticks=[(count, number(count)) for count in shown])
+    legend = [(role, name) for role, name in sides.values()]
+    note = f"{words(metric)} by training rows" + (", less is better" if less_is_better(metric) else "")
+    note += f". {report.find('train/train.json', 'stopped', default='')}"
+    return plot(*marks, x=x, y=Axis(low=low, high=high), title="Growing samples", note=note, legend=legend, class_="wide")
 
 
 def _learning(report: Report) -> Html | None:
