@@ -166,6 +166,9 @@ def _steps(
     stages = made.stages
     common = {"task": project.task, "seed": project.seed}
     threads = {"threads": project.engine.threads or os.cpu_count()}
+    sampling = project.data.sampling()
+    # Samples that grow are taken in training, of data that is the same for all of them.
+    samples = {"sample": sampling} if sampling.by == "progressive" else {}
 
     studies = store.parents[1] / "studies"
 
@@ -198,11 +201,11 @@ def _steps(
     def tune_parts() -> dict[str, Any]:
         made_from = {"data": stages["data"].id, "features": stages["features"].id}
         config = {"config": project.tune, "model": project.model, "train": project.train, "starts": warm_starts()}
-        return {**common, **threads, **made_from, **config}
+        return {**common, **threads, **made_from, **samples, **config}
 
     def train_parts() -> dict[str, Any]:
         made_from = {"data": stages["data"].id, "features": stages["features"].id}
-        return {**common, **threads, **made_from, "config": project.train, "model": project.model, "tuned": tuned()}
+        return {**common, **threads, **made_from, **samples, "config": project.train, "model": project.model, "tuned": tuned()}
 
     def package_parts() -> dict[str, Any]:
         made_from = {name: stages[name].id for name in ("data", "features", "train")}
