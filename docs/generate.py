@@ -304,6 +304,20 @@ def operators() -> str:
         parts += [f"Takes: {', '.join(struct.accepts)}.", inspect.cleandoc(struct.__doc__ or "")]
         if dataclasses.fields(struct):
             parts.append(keys_table(struct))
+    parts += [
+        "# Selection",
+        (
+            'With `[features] select = ["variance", { op = "correlation", max = 0.95 }, { op = "mutual_information", keep = 50 }]` features are'
+            " left out once all are fitted: each step looks at those that the steps before it left in, on the training rows alone. What left and why"
+            " stands in `features.json` and in the report; what only a feature that is left out needs is not in the graph. A selector of your own is a"
+            ' class named as `"my_module:MySelector"`, after `tidemill.features.select.selector.Selector`.'
+        ),
+    ]
+    for name, ref in TABLE["selector"].items():
+        struct = load("selector", name)
+        module = importlib.import_module(ref.partition(":")[0])
+        parts += [f"## {name}", upper_first(one_line((module.__doc__ or "").partition(":")[2])), inspect.cleandoc(struct.__doc__ or "")]
+        parts.append(keys_table(struct))
     return "\n\n".join(parts)
 
 
@@ -409,6 +423,9 @@ CAUSES = {
     "too_large": "the body or the number of rows is above the limit",
     "media_type": "the media type is not taken",
     "timeout": "the body did not arrive in time",
+    "unauthorized": "no valid credential came",
+    "forbidden": "the credential does not reach so far, or the page's origin may not ask",
+    "limit": "too many requests of this key or address; `Retry-After` says when to come again",
     "unavailable": "the server stops, or cannot answer now",
     "internal": "the server failed; its log says why",
 }

@@ -17,6 +17,7 @@ DISTRIBUTIONS = {
     "adbc_driver_manager": "adbc-driver-manager",
     "adbc_driver_postgresql": "adbc-driver-postgresql",
     "adbc_driver_sqlite": "adbc-driver-sqlite",
+    "jwt": "pyjwt",
     "sklearn": "scikit-learn",
     "xgboost": "xgboost-cpu",
 }

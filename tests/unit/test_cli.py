@@ -25,7 +25,23 @@ from tidemill.core.errors import (
     Unsupported,
 )
 
-VERBS = ("init", "run", "package", "predict", "serve", "stream", "models", "deploy", "monitor", "compress", "bench", "plan", "ui", "doctor")
+VERBS = (
+    "init",
+    "run",
+    "package",
+    "predict",
+    "serve",
+    "serve keys",
+    "stream",
+    "models",
+    "deploy",
+    "monitor",
+    "compress",
+    "bench",
+    "plan",
+    "ui",
+    "doctor",
+)
 
 
 def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from tidemill.cli import commands, models
+from tidemill.cli import commands, keys, models
 from tidemill.core.errors import ConfigError, Unsupported
 
 Command = Callable[[argparse.Namespace], int]
+
+# A verb of two words: argparse knows words one by one.
+SERVE_KEYS = "serve keys"
 
 
 def _unbuilt(hint: str) -> Command:
@@ -26,6 +30,15 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message, hint=f"{self.prog} --help shows what it takes")
 
 
+class _Program(_Parser):
+    """Takes the words of a call with a verb of two words as one."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        two = " ".join(words[:2])
+        return super().parse_args([two, *words[2:]] if two == SERVE_KEYS else words, namespace)
+
+
 def build_parser() -> argparse.ArgumentParser:
     from tidemill import __version__
 
@@ -35,13 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--home", help="folder of artifacts, packages and the ledger (default: the nearest .tidemill)")
     common.add_argument("--ledger", metavar="URL", help="ledger of a team, postgresql://... (default: ledger.db in the home)")
 
-    parser = _Parser(
+    parser = _Program(
         prog="tidemill",
         description="From a table, or a model you have, to a served package that keeps its promises.",
         epilog="example: tidemill init data.csv --target late && tidemill run && tidemill serve data",
     )
     parser.add_argument("--version", action="version", version=f"tidemill {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", parser_class=_Parser)
 
     def add(into: Any, name: str, command: Command | None, help: str, example: str) -> argparse.ArgumentParser:  # noqa: A002 - argparse's word
         made: argparse.ArgumentParser = into.add_parser(name, parents=[common], help=help, description=help, epilog=f"example: {example}")
@@ -120,6 +133,29 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--accept-latency", action="store_true", help="start even where latency is above the promise on this machine")
     serve.add_argument("--allow-open", action="store_true", help="listen on a public address without access control")
     configured(serve, "serve")
+
+    ring = add(verbs, SERVE_KEYS, None, "API keys of a server.", "tidemill serve keys add alice --scope predict:flights --expires 90d")
+    inside = ring.add_subparsers(metavar="ACTION")
+    new = add(
+        inside, "add", keys.add, "Make a key; it is shown once.", "tidemill serve keys add alice --scope predict:flights --expires 90d"
+    )
+    new.add_argument("name", help="whose key it is")
+    new.add_argument(
+        "--scope",
+        action="append",
+        help="predict, read or metrics, each also for one model, predict:NAME; repeatable (default: predict and read)",
+    )
+    new.add_argument("--expires", metavar="TIME", help="end it after 30m, 24h, 90d (default: never)")
+    known = add(inside, "list", keys.listed, "Keys, without what is secret.", "tidemill serve keys list")
+    renewed = add(
+        inside, "rotate", keys.rotate, "Make a new key; the old one ends a while later.", "tidemill serve keys rotate alice --overlap 24h"
+    )
+    renewed.add_argument("name", help="whose key it is")
+    renewed.add_argument("--overlap", metavar="TIME", default="24h", help="how long both are taken")
+    ended = add(inside, "revoke", keys.revoke, "End a key now.", "tidemill serve keys revoke alice")
+    ended.add_argument("which", help="name, or the id of one key")
+    for command in (new, known, renewed, ended):
+        command.add_argument("--file", help="file of keys (default: keys.json in the home)")
 
     versions = add(verbs, "models", None, "Versions, aliases and their history.", "tidemill models list")
     inner = versions.add_subparsers(metavar="ACTION")

@@ -28,6 +28,7 @@ TABLE: dict[str, dict[str, str]] = {
     "model": {
         "linear": "tidemill.models.linear:Linear",
         "random_forest": "tidemill.models.random_forest:RandomForest",
+        "sklearn": "tidemill.models.sklearn:Estimator",
         "xgboost": "tidemill.models.xgboost:XGBoost",
     },
     "operator": {
@@ -70,7 +71,7 @@ TABLE: dict[str, dict[str, str]] = {
     # The independent path of the parity gate: operators in NumPy, the model in its own library.
     "reference": {"features": "tidemill.features.reference:features", "model": "tidemill.models.native:load"},
     # From a model of a library to a graph, for models that were not fitted here.
-    "exporter": {"xgboost": "tidemill.models.xgboost:FittedTrees"},
+    "exporter": {"sklearn": "tidemill.models.conversion:convert", "xgboost": "tidemill.models.xgboost:FittedTrees"},
     "mirror": {"mlflow": "tidemill.rollout.mlflow:MLflowMirror"},
 }
 

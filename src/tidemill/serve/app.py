@@ -1,7 +1,7 @@
 """The application: a request in, a response out. Knows models and addresses, and no transport.
 
-`handle` does it all in one call. A transport that runs models elsewhere (a batch of several callers' rows, another
-process) does the three steps itself: `begin`, answers into the call, `finish`.
+`handle` does it all in one call. A transport does the steps itself: `admit` before it reads the body, then `answer`; where it runs models
+elsewhere (a batch of several callers' rows, another process), `read`, answers into the call, `finish`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ import itertools
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from tidemill.core.errors import ConfigError, DataError, NotFound, Unavailable
 from tidemill.core.events import Events
 from tidemill.core.package import Answers
 from tidemill.serve import docs, kserve, metrics, oip, plain
+from tidemill.serve.access import Access, Caller
 from tidemill.serve.config import ServeConfig
+from tidemill.serve.cors import Cors
 from tidemill.serve.http import Refused, Request, Response, json_response
+from tidemill.serve.limits import Limits
 from tidemill.serve.metrics import PHASES, Metrics
 from tidemill.serve.model import Model
 from tidemill.serve.prediction_log import PredictionLog
@@ -35,11 +40,12 @@ _NOWHERE = Route(method="", path="", label="none", handle=lambda _: Response(404
 
 @dataclass(slots=True)
 class Call:
-    """One request on its way: read (`work`), answered by the model (`answers`), then written (`response`)."""
+    """One request on its way: admitted (`route`, `caller`), read (`work`), answered by the model (`answers`), written (`response`)."""
 
     request: Request
     started: float
     route: Route = _NOWHERE
+    caller: Caller | None = None
     work: Work | None = None
     answers: Answers | None = None
     response: Response | None = None
@@ -50,11 +56,16 @@ class Call:
 class App:
     """Answers for one or more models, the first being the default. Safe from several threads.
 
+    Args:
+        folder: What paths in the configuration are relative to; the current folder when absent.
+
     Raises:
-        ConfigError: If two models have the same name and version.
+        ConfigError: If two models have the same name and version, or a file that the configuration names is not there.
     """
 
-    def __init__(self, models: Sequence[Model], *, config: ServeConfig | None = None, events: Events | None = None) -> None:
+    def __init__(
+        self, models: Sequence[Model], *, config: ServeConfig | None = None, folder: Path | None = None, events: Events | None = None
+    ) -> None:
         if not models:
             raise ConfigError("at least one package must be served, got none")
         self.models = list(models)
@@ -62,6 +73,10 @@ class App:
         self.metrics = Metrics()
         self.draining = False
         self._events = events or Events()
+        folder = folder or Path()
+        self.access = Access(self.config.auth, folder=folder, events=self._events) if self.config.auth is not None else None
+        self.limits = Limits(self.config.limits, events=self._events) if self.config.limits is not None else None
+        self.cors = Cors(self.config.cors) if self.config.cors is not None else None
         self._started = time.time()
         self._log = PredictionLog(self.config.log_folder, count=self._count_log) if self.config.log else None
         self._ids = itertools.count(1)
@@ -74,24 +89,48 @@ class App:
 
     def handle(self, request: Request) -> Response:
         """The response, whatever the request; never raises."""
-        call = self.begin(request)
+        return self.answer(self.admit(request))
+
+    def admit(self, request: Request) -> Call:
+        """The request's way, from its head alone: a call that has its response where it may not go on."""
+        call = Call(request, request.arrived)
+        try:
+            if self.cors is not None and request.method == "OPTIONS":
+                call.response = self.cors.preflight(request)
+                return call
+            methods = self._methods(request.path)
+            route = methods.get("GET" if request.method == "HEAD" else request.method)
+            counted = self.limits if route is None or route.verb != "open" else None
+            if counted is not None:
+                counted.check_address(request)
+            if self.access is not None:  # whoever may not ask does not learn either what there is
+                call.caller = self.access.check(request, route)
+                if counted is not None:
+                    counted.check_caller(call.caller)
+            call.route = route or self._missing(request, methods)
+        except Exception as error:  # noqa: BLE001 - the process edge: every failure becomes a response
+            self._fail(call, error)
+        return call
+
+    def answer(self, call: Call) -> Response:
+        """The response to an admitted call whose body is here; never raises."""
+        self.read(call)
         self.infer(call)
         return self.finish(call)
 
-    def begin(self, request: Request) -> Call:
-        """The request read: a call that has its response, or work for a model."""
-        call = Call(request, perf_counter())
-        try:
-            call.route = self._find(request)
-            result = call.route.handle(request)
-            if isinstance(result, Work):
-                call.work = result
-            else:
-                call.response = result
-        except Exception as error:  # noqa: BLE001 - the process edge: every failure becomes a response
-            self._fail(call, error)
+    def read(self, call: Call) -> None:
+        """The request read: the call has its response, or work for a model."""
+        call.started = perf_counter()
+        if call.response is None:
+            try:
+                result = call.route.handle(call.request)
+                if isinstance(result, Work):
+                    call.work = result
+                else:
+                    call.response = result
+            except Exception as error:  # noqa: BLE001 - as above
+                self._fail(call, error)
         call.parsed = perf_counter()
-        return call
 
     def infer(self, call: Call) -> None:
         """Run the call's rows alone."""
@@ -115,37 +154,40 @@ class App:
         if self._log is not None and call.work is not None and call.answers is not None:
             self._log.append(call.work.model, request_id, call.work.inputs, call.answers)
         response.headers.append((_ID, request_id))
+        if self.cors is not None:
+            response.headers += self.cors.marks(call.request)
         self._count(call, response.status)
         return response
 
-    def refuse(self, request: Request, refused: Refused) -> Response:
-        """The response to a request that the transport could not read whole."""
-        call = Call(request, perf_counter())
+    def refuse(self, call: Call, refused: Refused) -> Response:
+        """The response to a call whose body the transport could not read whole."""
+        call.parsed = call.started = perf_counter()
         self._fail(call, refused)
         return self.finish(call)
 
-    def is_quick(self, request: Request) -> bool:
+    def is_quick(self, call: Call) -> bool:
         """Whether answering takes so little time that it may be done where the request was read."""
-        methods = self._routes.get(request.path)
-        route = methods.get(request.method) if methods is not None else None
-        if route is None or route.model is None:
-            return True
-        return route.model.row_ms <= self.config.inline_ms and len(request.body) <= INLINE_BYTES
+        model = call.route.model
+        return model is None or (model.row_ms <= self.config.inline_ms and len(call.request.body) <= INLINE_BYTES)
 
     def close(self) -> None:
         """Write what is left of the prediction log."""
         if self._log is not None:
             self._log.close()
 
-    def _find(self, request: Request) -> Route:
-        methods = self._routes.get(request.path) or self._routes.get(unquote(request.path).rstrip("/") or "/")
-        if methods is None:
+    def _methods(self, path: str) -> dict[str, Route]:
+        return self._routes.get(path) or self._routes.get(unquote(path).rstrip("/") or "/") or {}
+
+    def _missing(self, request: Request, methods: Mapping[str, Route]) -> NoReturn:
+        """Say what there is instead.
+
+        Raises:
+            Refused: With 404, or with 405 where other methods are taken.
+        """
+        if not methods:
             raise self._unknown(request.path)
-        route = methods.get("GET" if request.method == "HEAD" else request.method)
-        if route is None:
-            allowed = ", ".join(sorted(methods))
-            raise Refused(405, "method", f"{request.path} takes {allowed}, got {request.method[:20]}", headers=(("allow", allowed),))
-        return route
+        allowed = ", ".join(sorted(methods))
+        raise Refused(405, "method", f"{request.path} takes {allowed}, got {request.method[:20]}", headers=(("allow", allowed),))
 
     def _unknown(self, path: str) -> Refused:
         before, models, after = path.partition("/models/")
@@ -222,7 +264,10 @@ class App:
             yield from kserve.routes(model, self.config, first=first, is_ready=self._is_ready)
 
     def _own_routes(self) -> Iterator[Route]:
-        page, specification = docs.page(self.models), docs.openapi(self.models)
+        page, specification = (
+            docs.page(self.models),
+            docs.openapi(self.models, guarded=self.access is not None, limited=self.limits is not None),
+        )
         handlers: dict[str, Callable[[Request], Response]] = {
             "/": lambda _: Response(307, [("location", "/docs")]),
             "/docs": lambda _: Response(200, [("content-type", "text/html; charset=utf-8"), *docs.PAGE_HEADERS], page),
@@ -235,8 +280,9 @@ class App:
             "/models": self._list,
             "/metrics": lambda _: Response(200, [("content-type", metrics.TEXT)], self.metrics.render()),
         }
+        verbs: dict[str, Any] = {"/metrics": "metrics", "/docs": "read", "/openapi.json": "read", "/models": "read"}
         for path, handle in handlers.items():
-            yield Route(method="GET", path=path, label=path, handle=handle)
+            yield Route(method="GET", path=path, label=path, handle=handle, verb=verbs.get(path, "open"))
 
     def _health(self, _: Request) -> Response:
         return json_response({

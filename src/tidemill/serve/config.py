@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from tidemill.serve.access.config import AuthConfig
+from tidemill.serve.cors import CorsConfig
+from tidemill.serve.limits import LimitsConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """How a server listens and answers."""
 
     unbuilt: ClassVar[dict[str, str]] = {
-        "auth": "listen on a loopback address behind a proxy that checks who may",
         "batch": "send rows together to /predict_batch",
         "cache": "cache in the caller, keyed by model version and input",
-        "cors": "serve the page and the API from one origin through a proxy",
-        "limits": "limit rates in a proxy in front",
         "replicas": "start one server per port and balance over them",
         "tls": "end TLS in a proxy in front",
     }
@@ -41,6 +42,12 @@ class ServeConfig:
     """Time a client may take to send a request's body, in seconds."""
     drain_timeout_s: float = field(default=30.0, metadata={"min": 0.0, "max": 3600.0})
     """Time that requests in flight are given to finish when the server stops, in seconds."""
+    auth: AuthConfig | None = None
+    """Who may ask; anyone when absent, which is refused on an address that is not loopback."""
+    limits: LimitsConfig | None = None
+    """How much one key or address may ask; any amount when absent."""
+    cors: CorsConfig | None = None
+    """Which pages of other origins may ask; none when absent."""
     log: bool = False
     """Whether inputs and predictions are written to a file a day, for `tidemill monitor`."""
     log_folder: Path = Path(".tidemill/predictions")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,13 @@ def page(models: Sequence[Model]) -> bytes:
     return template.replace("{{content}}", content).encode()
 
 
-def openapi(models: Sequence[Model]) -> dict[str, Any]:
-    """The OpenAPI 3.1 description."""
+def openapi(models: Sequence[Model], *, guarded: bool = False, limited: bool = False) -> dict[str, Any]:
+    """The OpenAPI 3.1 description.
+
+    Args:
+        guarded: Whether a credential is asked for.
+        limited: Whether requests are counted.
+    """
     paths: dict[str, Any] = {}
     schemas: dict[str, Any] = {"Error": _error_schema()}
     for i, model in enumerate(models):
@@ -66,12 +71,22 @@ def openapi(models: Sequence[Model]) -> dict[str, Any]:
             paths |= dict(_model_paths(at, model, key))
     for path, summary in _SERVER_PATHS.items():
         paths[path] = {"get": {"summary": summary, "tags": ["server"], "responses": {"200": {"description": summary}}}}
-    return {
+    made: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": f"Tidemill: {', '.join(dict.fromkeys(model.name for model in models))}", "version": version("tidemill")},
         "paths": paths,
         "components": {"schemas": schemas},
     }
+    refusals = {**(_errors(_GUARDED) if guarded else {}), **(_errors(_LIMITED) if limited else {})}
+    for path, methods in paths.items():
+        for method in methods.values() if "/health" not in path else ():
+            method["responses"] = {**method["responses"], **refusals}
+            if guarded:
+                method["security"] = [{"bearer": []}, {"key": []}]
+    if guarded:
+        header = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+        made["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}, "key": header}
+    return made
 
 
 def record_schema(model: Model) -> dict[str, Any]:
@@ -121,13 +136,17 @@ def _model_paths(at: str, model: Model, key: str) -> Iterator[tuple[str, dict[st
     yield f"{at}/model_info", {"get": {"summary": "What the model is", "tags": [tag], "responses": {"200": {"description": "The model"}}}}
 
 
-_ERRORS = {
-    status: {"description": text, "content": {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}}
-    for status, text in {
-        "400": "The body is malformed", "413": "The body or the batch is too large", "415": "The media type is not taken",
-        "422": "A field is missing or wrong; named in `error.field`",
-    }.items()
-}  # fmt: skip
+def _errors(texts: Mapping[str, str]) -> dict[str, Any]:
+    content = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {status: {"description": text, "content": content} for status, text in texts.items()}
+
+
+_GUARDED = {"401": "No valid credential", "403": "The credential does not reach so far"}
+_LIMITED = {"429": "Too many requests; see `Retry-After`"}
+_ERRORS = _errors({
+    "400": "The body is malformed", "413": "The body or the batch is too large", "415": "The media type is not taken",
+    "422": "A field is missing or wrong; named in `error.field`",
+})  # fmt: skip
 
 
 def _column_schema(column: Column) -> dict[str, Any]:

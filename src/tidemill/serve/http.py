@@ -17,6 +17,7 @@ ARROW_FILE = "application/vnd.apache.arrow.file"
 # What a refusal is counted under: few and fixed, since each is a label of a metric.
 Cause = Literal[
     "malformed", "field", "unknown_route", "unknown_model", "method", "too_large", "media_type", "timeout", "unavailable", "internal",
+    "unauthorized", "forbidden", "limit",
 ]  # fmt: skip
 
 
@@ -36,6 +37,8 @@ class Request:
     headers: Headers = field(default_factory=dict[str, str])
     body: bytes = b""
     arrived: float = field(default_factory=perf_counter)
+    client: str = ""
+    """Address of the peer, without its port."""
 
     @property
     def content_type(self) -> str:

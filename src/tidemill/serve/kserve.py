@@ -23,8 +23,17 @@ def routes(model: Model, config: ServeConfig, *, first: bool, is_ready: Callable
         return read_instances(request, model, config)
 
     for at in addresses("/v1", model, first=first):
-        yield Route(method="GET", path=at, label="/v1/models/{model}", handle=ready, plain=False)
-        yield Route(method="POST", path=f"{at}:predict", label="/v1/models/{model}:predict", handle=predict, model=model, plain=False)
+        yield Route(method="GET", path=at, label="/v1/models/{model}", handle=ready, plain=False, subject=model.name)
+        yield Route(
+            method="POST",
+            path=f"{at}:predict",
+            label="/v1/models/{model}:predict",
+            handle=predict,
+            model=model,
+            plain=False,
+            verb="predict",
+            subject=model.name,
+        )
 
 
 def list_route(names: list[str]) -> Route:

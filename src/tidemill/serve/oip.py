@@ -69,7 +69,7 @@ def server_routes(is_ready: Callable[[], bool]) -> Iterator[Route]:
         return json_response({"ready": is_ready()}, 200 if is_ready() else 503)
 
     for path, handle in {"/v2": metadata, "/v2/health/live": live, "/v2/health/ready": ready}.items():
-        yield Route(method="GET", path=path, label=path, handle=handle, plain=False)
+        yield Route(method="GET", path=path, label=path, handle=handle, plain=False, verb="read" if path == "/v2" else "open")
 
 
 def routes(model: Model, config: ServeConfig, *, versions: list[str], first: bool, is_ready: Callable[[], bool]) -> Iterator[Route]:
@@ -86,9 +86,18 @@ def routes(model: Model, config: ServeConfig, *, versions: list[str], first: boo
 
     for at in addresses("/v2", model, first=first):
         label = "/v2/models/{model}"
-        yield Route(method="GET", path=at, label=label, handle=metadata, plain=False)
-        yield Route(method="GET", path=f"{at}/ready", label=f"{label}/ready", handle=ready, plain=False)
-        yield Route(method="POST", path=f"{at}/infer", label=f"{label}/infer", handle=infer, model=model, plain=False)
+        yield Route(method="GET", path=at, label=label, handle=metadata, plain=False, subject=model.name)
+        yield Route(method="GET", path=f"{at}/ready", label=f"{label}/ready", handle=ready, plain=False, subject=model.name)
+        yield Route(
+            method="POST",
+            path=f"{at}/infer",
+            label=f"{label}/infer",
+            handle=infer,
+            model=model,
+            plain=False,
+            verb="predict",
+            subject=model.name,
+        )
 
 
 def model_metadata(model: Model, versions: list[str]) -> dict[str, Any]:

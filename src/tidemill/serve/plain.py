@@ -30,9 +30,19 @@ def routes(model: Model, config: ServeConfig, *, default: bool, first: bool) -> 
 
     for at in [*([""] if default else []), *addresses("", model, first=first)]:
         label = "/models/{model}" if at else ""
-        yield Route(method="POST", path=f"{at}/predict", label=f"{label}/predict", handle=one, model=model)
-        yield Route(method="POST", path=f"{at}/predict_batch", label=f"{label}/predict_batch", handle=batch, model=model)
-        yield Route(method="GET", path=f"{at}/model_info", label=f"{label}/model_info", handle=info)
+        yield Route(
+            method="POST", path=f"{at}/predict", label=f"{label}/predict", handle=one, model=model, verb="predict", subject=model.name
+        )
+        yield Route(
+            method="POST",
+            path=f"{at}/predict_batch",
+            label=f"{label}/predict_batch",
+            handle=batch,
+            model=model,
+            verb="predict",
+            subject=model.name,
+        )
+        yield Route(method="GET", path=f"{at}/model_info", label=f"{label}/model_info", handle=info, subject=model.name)
 
 
 def read_one(request: Request, model: Model) -> Work:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tidemill.core.graph import Arrays
 from tidemill.core.package import Answers
@@ -30,6 +30,7 @@ class Route:
     """One method of one address.
 
     `label` is what it is counted under; `model` whose rows it takes; `plain` says that errors are objects, as outside the protocols.
+    `verb` is what a caller must be allowed, on the model called `subject` where it is about one; anyone may ask what is open.
     """
 
     method: str
@@ -38,6 +39,8 @@ class Route:
     handle: Handler
     model: Model | None = None
     plain: bool = True
+    verb: Literal["open", "predict", "read", "metrics"] = "read"
+    subject: str | None = None
 
 
 def addresses(prefix: str, model: Model, *, first: bool) -> list[str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from tidemill.serve.app import App
-from tidemill.serve.http import Refused, Request
+from tidemill.serve.http import Refused, Request, Response
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 class RsgiApp:
@@ -33,24 +37,30 @@ class RsgiApp:
         arrived = perf_counter()
         self._in_flight.value += 1
         try:
-            request = Request(scope.method, scope.path, scope.query_string, scope.headers, b"", arrived)
-            app = self._app
-            try:
-                if request.method not in ("GET", "HEAD"):
-                    request.body = await self._read(request, protocol)
-            except Refused as refused:
-                response = app.refuse(request, refused)
-            else:
-                if app.is_quick(request):
-                    response = app.handle(request)
-                else:
-                    response = await asyncio.get_running_loop().run_in_executor(self._threads, app.handle, request)
+            request = Request(scope.method, scope.path, scope.query_string, scope.headers, b"", arrived, scope.client.rpartition(":")[0])
+            response = await self._answered(request, protocol)
             if request.method == "HEAD":
                 protocol.response_empty(response.status, response.headers)
             else:
                 protocol.response_bytes(response.status, response.headers, response.body)
         finally:
             self._in_flight.value -= 1
+
+    async def _answered(self, request: Request, protocol: Any) -> Response:
+        app = self._app
+        limits = app.limits
+        call = await self._on_thread(app.admit, request) if limits is not None and limits.waits else app.admit(request)
+        if call.response is None and request.method not in ("GET", "HEAD"):
+            try:
+                request.body = await self._read(request, protocol)
+            except Refused as refused:
+                return app.refuse(call, refused)
+        if app.is_quick(call):
+            return app.answer(call)
+        return await self._on_thread(app.answer, call)
+
+    async def _on_thread(self, work: Callable[[A], R], argument: A) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, argument)
 
     def close(self) -> None:
         if self._next_sweep is not None:

@@ -52,14 +52,14 @@ def serve(
         on_ready: Called from another thread when requests are taken.
 
     Raises:
-        ConfigError: If the address is not loopback and `allow_open` is not said, or no address of this machine.
+        ConfigError: If the address is not loopback, nothing guards it and `allow_open` is not said, or no address of this machine.
         Conflict: If the port is taken.
         ContractViolation: If a package breaks its contract on this hardware.
         MissingDependency: If the extra [serve] is not installed.
     """
     need("granian", "tidemill serve")
     config, events = config or ServeConfig(), events or Events()
-    check_address(config.host, allow_open=allow_open, events=events)
+    check_address(config.host, allow_open=allow_open, guarded=config.auth is not None, events=events)
     config = replace(config, port=free_port(config.host, config.port))
     app = load(targets, config=config, accept_latency=accept_latency, events=events)
     try:
@@ -85,18 +85,18 @@ def load(targets: Sequence[Package], *, config: ServeConfig, accept_latency: boo
     return App(models, config=config, events=events)
 
 
-def check_address(host: str, *, allow_open: bool, events: Events) -> None:
-    """Refuse an address that others can reach, unless the word is given.
+def check_address(host: str, *, allow_open: bool, events: Events, guarded: bool = False) -> None:
+    """Refuse an address that others can reach, unless credentials are asked for or the word is given.
 
     Raises:
-        ConfigError: If `host` is not loopback and `allow_open` is false.
+        ConfigError: If `host` is not loopback, nothing guards it and `allow_open` is false.
     """
-    if _is_loopback(host):
+    if _is_loopback(host) or guarded:
         return
     if not allow_open:
         raise ConfigError(
             f"serve.host: must be a loopback address, got {host!r}: whoever reaches it could ask",
-            hint="--allow-open listens there all the same; or put a proxy that checks who may in front of 127.0.0.1",
+            hint="[serve.auth] asks for keys or tokens; --allow-open listens there all the same",
         )
     events.warn("serve.open", f"listening on {host}: whoever reaches it may ask", host=host)
 

@@ -150,23 +150,25 @@ def test_nan_and_infinity_are_null(app: App, ask: Ask, monkeypatch: pytest.Monke
 
 def test_what_is_slow_or_large_goes_to_threads(app: App) -> None:
     small, large = (Request("POST", "/predict", body=b" " * size) for size in (10, INLINE_BYTES + 1))
-    assert app.is_quick(small)
-    assert not app.is_quick(large)
+    assert app.is_quick(app.admit(small))
+    assert not app.is_quick(app.admit(large))
     app.models[0].row_ms = app.config.inline_ms + 0.1
-    assert not app.is_quick(small)
-    assert app.is_quick(Request("GET", "/metrics"))
-    assert app.is_quick(Request("POST", "/nowhere", body=b" " * 100_000))
+    assert not app.is_quick(app.admit(small))
+    assert app.is_quick(app.admit(Request("GET", "/metrics")))
+    assert app.is_quick(app.admit(Request("POST", "/nowhere", body=b" " * 100_000)))
 
 
 def test_the_steps_may_be_taken_apart(packages: Path) -> None:
-    """Another's rows may ride along: what `begin` read is answered with others and finished with its own part."""
+    """Another's rows may ride along: what `read` read is answered with others and finished with its own part."""
     import numpy as np
 
     from tidemill.core.package import Answers
 
     app = App([Model(Package.open(packages / "binary"))], config=ServeConfig())
     records = [EXAMPLE, {**EXAMPLE, "carrier": "DL"}]
-    calls = [app.begin(Request("POST", "/predict", body=json.dumps(record).encode())) for record in records]
+    calls = [app.admit(Request("POST", "/predict", body=json.dumps(record).encode())) for record in records]
+    for call in calls:
+        app.read(call)
     works = [call.work for call in calls if call.work is not None]
     inputs = {name: np.concatenate([work.inputs[name] for work in works]) for name in works[0].inputs}
     together = works[0].model.answer(inputs)
