@@ -30,9 +30,10 @@ def card(
     """A page of Markdown.
 
     Args:
-        about: `source` (what it was made from), `model` (its kind), `rows` (by split), `limits` (sentences), each optional.
+        about: `source` (what it was made from), `model` (its kind), `rows` (by split), `generalization` (what training says of new rows), `limits` (sentences),
+            each optional.
     """
-    parts = [f"# {name}\n", _what(task, signature, about), _inputs(signature), _quality(evidence), _intervals(evidence)]
+    parts = [f"# {name}\n", _what(task, signature, about), _inputs(signature), _quality(evidence, about), _intervals(evidence)]
     parts += [_promises(verdicts, evidence), _limits(evidence, about), _made_from(lineage, about)]
     return "\n".join(part for part in parts if part)
 
@@ -56,7 +57,7 @@ def _inputs(signature: Mapping[str, Any]) -> str:
     )
 
 
-def _quality(evidence: Mapping[str, Any]) -> str:
+def _quality(evidence: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     found = evidence.get("quality")
     if not found:
         return "## Quality\n\nNot measured: the data that the package was made with named no target.\n"
@@ -70,6 +71,8 @@ def _quality(evidence: Mapping[str, Any]) -> str:
         lines.append(
             f"| {METRICS[name].title} | {_number(value['point'])} | {_number(value['low'])} to {_number(value['high'])} | {' | '.join(others)} |"
         )
+    if about.get("generalization"):
+        lines += ["", str(about["generalization"])]
     worst = found["slices"][:5]
     if worst:
         lines += ["", f"Where it does worst ({METRICS[found['metric']].title}):\n"]

@@ -86,6 +86,7 @@ def run(
             "model": f"{report['kind']}, with a linear baseline beside it",
             "rows": facts["rows"],
             "source": f"project {project.name}",
+            "generalization": (report.get("generalization") or {}).get("said"),
             "limits": [f"It knows `{facts['target']}` as the data of the project wrote it; what was wrong there is wrong here."],
         },
     )

@@ -149,12 +149,16 @@ def _outcome(stage: str, facts: Mapping[str, Any]) -> str:
         parts.append(f"{number(rows)} rows")
     counted = ("columns", "trials", "rounds") if stage == "train" else ("columns", "features", "trials", "rounds")
     parts += [f"{number(facts[key])} {key}" for key in counted if isinstance(facts.get(key), int)]
+    if facts.get("left_out"):
+        parts.append(f"{number(facts['left_out'])} left out")
     metric = facts.get("metric")
     value = next((facts[key] for key in ("value", "best", "valid") if isinstance(facts.get(key), (int, float))), None)
     if isinstance(metric, str) and value is not None:
         low, high = facts.get("low"), facts.get("high")
         between = f" ({score(low)} to {score(high)})" if isinstance(low, (int, float)) and isinstance(high, (int, float)) else ""
         parts.append(f"{words(metric)} {score(value)}{between}")
+    if facts.get("verdict") in ("overfit", "useless"):
+        parts.append(str(facts["verdict"]))
     return ", ".join(parts)
 
 

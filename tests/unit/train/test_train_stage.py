@@ -211,3 +211,19 @@ def test_predictions_come_in_batches(finished_stages: Stages, tmp_path: Path) ->
     fitted = native.load(tmp_path / "out" / "native")
     whole = predict(fitted, FeatureMatrix(*stages, "valid"))
     np.testing.assert_array_equal(predict(fitted, FeatureMatrix(*stages, "valid", batch_rows=64)), whole)
+
+
+def test_a_model_that_knows_its_training_rows_better_is_told(finished_stages: Stages, tmp_path: Path) -> None:
+    stages, told = finished_stages(), list[Event]()
+    wild = {"num_rounds": 60, "max_depth": 12, "learning_rate": 0.5, "min_child_weight": 0.0, "reg_lambda": 0.0, "early_stopping": 0}
+    facts, report = train(stages, tmp_path / "wild", project(wild), events=Events(told.append))
+    (event,) = [event for event in told if event.kind == "train.judged"]
+    assert event.level == "warning"
+    assert report["generalization"]["said"] == event.message
+    assert facts["verdict"] in ("overfit", "useless")
+    facts, report = train(stages, tmp_path / "mild", project({"max_depth": 2, "num_rounds": 200, "early_stopping": 20}))
+    assert facts["verdict"] in ("usual", "alike")
+    _, report = train(stages, tmp_path / "short", project({"max_depth": 2, "num_rounds": 3}))
+    assert report["generalization"]["cut_off"]
+    history = [json.loads(line) for line in (tmp_path / "mild" / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["train_log_loss"] < history[0]["train_log_loss"]
