@@ -20,9 +20,13 @@ from tidemill.core.load import load
 from tidemill.core.project import build
 from tidemill.core.schema import Schema
 from tidemill.features.stage import fit_table
+from tidemill.features.training import features_to_train_on
 from tidemill.models.base import MemoryMatrix
 from tidemill.notebook import to_arrow
 from tidemill.packaging.merge import merge
+
+# The column that holds the target while features are fitted.
+_TARGET = "__target"
 
 
 class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -53,9 +57,12 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
             batch, y_N, weight_N = batch.filter(pa.array(counts)), y_N[counts], weight_N[counts]
         import onnx
 
-        described, features = fit_table(pa.Table.from_batches([batch]), self.features)
+        table = pa.Table.from_batches([batch])
+        known = y_N if classes is None else np.asarray([str(label) for label in classes])[y_N.astype(np.int64)]
+        target = {"target": _TARGET, "classes": None if classes is None else [str(label) for label in classes], "task": task}
+        described, features = fit_table(table.append_column(_TARGET, pa.array(known)), self.features, target=target)
         schema = Schema.from_json(described["inputs"])
-        x_NF = BulkGraph(features, schema).run(batch, ["features"])["features"]
+        x_NF = features_to_train_on(described, features, batch)
         config = build(load("section", "model"), {"kind": self.model, **(self.parameters or {})}, path="model")
         if config.interval is not None:
             raise Unsupported("interval: needs validation rows, which an estimator does not hold back", hint="use tidemill.fit")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,18 +11,13 @@ from tidemill.core.folds import Folds
 from tidemill.core.graph import BulkGraph
 from tidemill.core.schema import Schema
 from tidemill.features.graph import build_graph, origins
+from tidemill.features.select.selector import Rows as TrainingBatch
 from tidemill.features.supervision import TargetColumn
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from tidemill.core.engine import Rows
-
-
-class TrainingBatch(NamedTuple):
-    """Rows of a feature matrix, as models take them."""
-
-    x_NF: np.ndarray
-    y_N: np.ndarray
-    weight_N: np.ndarray | None
 
 
 class TrainingFeatures:
@@ -63,3 +58,18 @@ class TrainingFeatures:
         parts = [(self.target.values(rows), self.target.weights(rows)) for rows in self._rows.batches(self._batch_rows)]
         weights = [weight_N for _, weight_N in parts if weight_N is not None]
         return np.concatenate([y_N for y_N, _ in parts]), np.concatenate(weights) if weights else None
+
+
+def features_to_train_on(description: Mapping[str, Any], graph: bytes, batch: pa.RecordBatch) -> np.ndarray:
+    """What a model is trained on, float32 [N, F], for training rows in memory.
+
+    Args:
+        description: What `features.json` holds.
+        graph: What `features.onnx` holds.
+        batch: All of the training rows, in order.
+    """
+    schema = Schema.from_json(description["inputs"])
+    if "folds" in description:
+        folds = Folds.from_json(description["folds"])
+        graph, schema, batch = build_graph(description, training=True)[0], folds.schema(schema), next(folds.beside([batch]))
+    return BulkGraph(graph, schema).run(batch, ["features"])["features"]
