@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tidemill.core.artifact import Artifact
+from tidemill.core.artifact import Artifact, write_json, writing
 from tidemill.core.errors import DataError
+from tidemill.core.events import Events
+from tidemill.core.folds import FOLD, Folds
+from tidemill.core.project import from_tree
+from tidemill.features import stage
+from tidemill.features.reference import features as reference
 from tidemill.train.matrix import FeatureMatrix, class_indices
 
 Stages = Callable[..., tuple[Artifact, Artifact]]
@@ -50,6 +56,35 @@ def test_a_pass_that_was_left_early_keeps_nothing(finished_stages: Stages) -> No
     matrix = FeatureMatrix(data, features, "train", cache_bytes=10**9, batch_rows=300)
     next(matrix.batches())
     assert sum(len(batch.y_N) for batch in matrix.batches()) == 2000
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize("batch_rows", [300, 65_536])
+@pytest.mark.parametrize("keys", [True, False])
+def test_training_rows_see_what_the_other_folds_teach_and_other_rows_what_all_do(
+    finished_stages: Stages, tmp_path: Path, task: str, batch_rows: int, keys: bool
+) -> None:
+    data, _ = finished_stages(task)
+    facts = data.read_json("schema.json")
+    columns = [*facts["columns"][:3], {"name": "outcome", "type": "string", "nullable": False}]
+    write_json(data.path / "schema.json", facts | {"keys": ["id"] if keys else [], "columns": columns})
+    steps = {"carrier": ["target"], "both": {"of": ["carrier", "stops"], "steps": ["cross", "target"]}}
+    project = from_tree({"name": "n", "data": {"source": "x.parquet", "target": "outcome"}, "features": steps})
+    with writing(tmp_path / "fitted", stage="features") as out:
+        stage.run(project, data, out, events=Events())
+    features = Artifact.open(tmp_path / "fitted")
+    description = features.read_json("features.json")
+    folds = Folds.from_json(description["folds"])
+    assert folds.columns == (("id",) if keys else ("distance", "stops", "carrier"))
+    for split in ("train", "valid"):
+        matrix = FeatureMatrix(data, features, split, batch_rows=batch_rows, threads=2)
+        x_NF = np.concatenate([batch.x_NF for batch in matrix.batches()])
+        table = pa.concat_tables(pq.read_table(path) for path in sorted((data.path / split).glob("*.parquet")))
+        (batch,) = folds.beside(table.combine_chunks().to_batches())
+        fold_N = batch.column(FOLD).to_numpy() if split == "train" else None
+        np.testing.assert_allclose(x_NF, reference(description, table, fold_N), rtol=3e-7)
+        other = reference(description, table, None if split == "train" else batch.column(FOLD).to_numpy())
+        assert (x_NF != other)[:, ~np.isnan(x_NF).any(axis=0)].mean() > 0.4
 
 
 def test_a_split_without_files_is_named(finished_stages: Stages) -> None:
