@@ -21,7 +21,7 @@ LARGEST = 1e145
 MAX_BINS = 2**17
 
 # Distinct categories of all columns of one pass that are counted exactly.
-MAX_CATEGORIES = 2**21
+MAX_CATEGORIES = 2**20
 PENDING_CATEGORIES = 2**16
 
 
@@ -268,7 +268,7 @@ class Tally:
 
 
 def bounded(tallies: Sequence[Tally], most: int | None = None) -> None:
-    """Leave at most some `most` categories in all, 2^21 by default: those of the column with the most are thinned out first."""
+    """Leave at most some `most` categories in all, 2^20 by default: those of the column with the most are thinned out first."""
     most = MAX_CATEGORIES if most is None else most
     if sum(tally.size for tally in tallies) <= most:
         return
@@ -283,7 +283,7 @@ def bounded(tallies: Sequence[Tally], most: int | None = None) -> None:
 class Categories:
     """Counts of categories: texts or integers.
 
-    Exact as long as all columns that are fitted together have no more than 2^21 categories. Beyond, the rare ones of the
+    Exact as long as all columns that are fitted together have no more than 2^20 categories. Beyond, the rare ones of the
     columns with the most give way, and counts are too low by at most `Tally.error`.
     """
 
