@@ -93,10 +93,10 @@ def section_part(section: str, struct: type) -> Iterator[str]:
     if not dataclasses.fields(struct):
         yield "Not built in this version: a project file with this section is refused."
     elif section == "features":
-        yield keys_table(struct, but=("columns",))
+        yield keys_table(struct, but=("columns", "derived"))
         yield (
-            "Every other key is a column, its value a list of steps: an operator's name, or a table of `op` and its parameters. See"
-            " [operators](operators.md)."
+            "Every other key is a column: a raw one with a list of steps, each an operator's name or a table of `op` and its parameters; or a"
+            ' new one made of several, `route = { of = ["origin", "dest"], steps = ["cross", "target"] }`. See [operators](operators.md).'
         )
     elif section == "model":
         yield keys_table(struct, but=("params",))
@@ -294,6 +294,21 @@ def operators() -> str:
             ' numbers are. An operator of your own is a class named as `"my_module:MyOperator"`; `tidemill.testing.operator` holds the conformance'
             " suite that it has to pass."
         ),
+        "## Columns of several",
+        (
+            'A column may be made of several raw ones, such as `route = { of = ["origin", "dest"], steps = ["cross", "target"] }` or'
+            ' `size = { of = ["width", "height"], steps = ["impute", "standardize", { op = "pca", components = 1 }] }`. Exactly one of its steps'
+            " joins the columns: the steps before it go over each of them, those after it over what it makes. Steps for one of them alone stand"
+            ' beside its name: `of = { carrier = [], distance = ["bin"] }`. The raw columns keep the features that they have anyway; those named in'
+            " `drop` have none of their own."
+        ),
+        "## What is learnt from the target",
+        (
+            "Operators that learn from the target, such as `target`, part the training rows into `folds`. A training row is encoded by what the"
+            " other folds teach, or a model would be given the answer of the very rows that it learns from; validation and test rows, and all that"
+            " a package answers, by what all training rows teach. Rows of equal keys are in one fold; without keys, rows that are equal in all"
+            " columns, unless most rows have equals."
+        ),
         "## Columns without steps",
         prose(load("section", "features")),
     ]
@@ -301,7 +316,8 @@ def operators() -> str:
         struct = load("operator", name)
         module = importlib.import_module(ref.partition(":")[0])
         parts += [f"## {name}", upper_first(one_line((module.__doc__ or "").partition(":")[2]))]
-        parts += [f"Takes: {', '.join(struct.accepts)}.", inspect.cleandoc(struct.__doc__ or "")]
+        several = "several columns, each " if getattr(struct, "joins", False) else ""
+        parts += [f"Takes: {several}{', '.join(struct.accepts)}.", inspect.cleandoc(struct.__doc__ or "")]
         if dataclasses.fields(struct):
             parts.append(keys_table(struct))
     parts += [

@@ -71,12 +71,16 @@ def model(report: Report) -> Section | None:
 def features(report: Report) -> Section | None:
     """The operators of each raw column, with what they learnt from the data."""
     columns = report.find("features/features.json", "columns", default={})
-    if not columns:
+    if not columns and not report.find("features/features.json", "derived", default={}):
         return None
     types = {column.get("name"): column.get("type") for column in report.find("features/features.json", "inputs", default=[])}
     rows = [(name, types.get(name, ""), _operators(steps), _fitted(steps)) for name, steps in columns.items()]
+    for name, made_of in report.find("features/features.json", "derived", default={}).items():
+        steps = [*next(iter(made_of["of"].values()), ()), *made_of["steps"]]
+        rows.append((name, " + ".join(made_of["of"]), _operators(steps), _fitted(made_of["steps"])))
     made = report.find("features/features.json", "names", default=[])
-    lead = f"{len(columns)} columns become {number(len(made))} features, in one graph that every route runs."
+    inputs = len(types) or len(columns)
+    lead = f"{inputs} columns become {number(len(made))} features, in one graph that every route runs."
     columns_ = ("Column", "Type", "Operators", "Learnt from the training rows")
     return Section(id="features", title="Features", lead=lead, body=table(columns_, rows, caption="Operators by column"))
 
