@@ -405,7 +405,8 @@ def _split_strings(content: bytes, schema: Schema) -> tuple[dict[str, list[str]]
     owner = {value.name: value.name for value in graph.input if value.name in strings}
     constants = {value.name for value in graph.initializer}
     apart: dict[str, str] = {}
-    before, crossing = [], {}
+    crossing: dict[str, tuple[str, int]] = {}
+    before = []
     for node in graph.node:
         if node.doc_string == TAKEN_APART and (made_of := {**owner, **apart}.keys() & set(node.input)):
             name = made_of.pop()

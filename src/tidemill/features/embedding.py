@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from tidemill.core.errors import ConfigError
+from tidemill.core.load import load
 from tidemill.features.builder import Block, Builder
 from tidemill.features.operator import Fit, Fitted, Kind, Made, Values
+from tidemill.features.reference import operator_of, statistics_of
 from tidemill.features.vocabulary import LARGEST_CODE, Vocabulary
 
 # Width of a table by its rows, where the project does not say it: 1.6 rows^0.56, at most 600 (fastai).
@@ -53,3 +56,34 @@ class Embedding:
 
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary(max_size=self.max_size, min_count=self.min_count)
+
+
+def tables(description: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Rows and width of the learned table of each feature that wants one.
+
+    Raises:
+        ConfigError: If a step follows an embedding: codes are no numbers to compute with.
+    """
+    chains = {**description["columns"], **{name: made["steps"] for name, made in description.get("derived", {}).items()}}
+    found: dict[str, dict[str, int]] = {}
+    for column, steps in chains.items():
+        for place, step in enumerate(steps):
+            operator = operator_of(step)
+            if isinstance(operator, Embedding):
+                if place + 1 < len(steps):
+                    raise ConfigError(f"features.{column}: embedding must be the last step, {steps[place + 1]['op']} follows")
+                found |= {name: operator.table(stats) for name, stats in statistics_of(step, [column]).items()}
+    return {name: table for name, table in found.items() if name in description["names"]}
+
+
+def refuse_without_tables(steps: Mapping[str, Sequence[Mapping[str, Any]]], kind: str) -> None:
+    """Raise ConfigError where a column ends in an embedding and the built kind of model learns no tables.
+
+    A kind of one's own, "module:name", gets the codes and reads their tables from `features.json`.
+    """
+    asked = next((column for column, chain in steps.items() if any(step["op"] == "embedding" for step in chain)), None)
+    if asked is not None and ":" not in kind and not getattr(load("model", kind), "embeds", False):
+        raise ConfigError(
+            f"features.{asked}: embedding needs a network that learns its table, model.kind is {kind!r}",
+            hint="vocabulary gives the same codes",
+        )

@@ -6,6 +6,7 @@ what it makes of the training rows, and everything else goes through `features.o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tidemill.core.events import Events
 from tidemill.core.folds import FOLD
 from tidemill.core.schema import VALID_SUFFIX, Schema
 from tidemill.features.config import FeaturesConfig
+from tidemill.features.embedding import refuse_without_tables, tables
 from tidemill.features.fitting import Reduce, fit
 from tidemill.features.graph import build_graph, leave_out
 from tidemill.features.select.run import select
@@ -45,6 +47,7 @@ def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[
     roles = {description["target"]: "the target", description.get("weight"): "the weight"}
     roles.update(dict.fromkeys(description.get("keys") or (), "a key"))
     config: FeaturesConfig = project.features
+    refuse_without_tables({**config.columns, **{name: derived.steps for name, derived in config.derived.items()}}, project.model.kind)
     for where, name in [
         *((name, name) for name in config.columns),
         *((f"{d}.of", name) for d, of in config.derived.items() for name in of.of),
@@ -73,20 +76,22 @@ def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[
             return engine.scan(source, names).batches()
 
         made, graph = _made(_fitted(columns, config, target, keys, reduce, batches))
+        for name, reason in made["dropped"].items():
+            if name not in config.drop:
+                events.warn("features.dropped", f"column {name!r} is kept out: {reason}", column=name, reason=reason)
         if config.select:
-            matrix = TrainingFeatures(made, rows, target, num_rows=int(description["rows"]["train"]), threads=project.engine.threads or 1)
+            threads = project.engine.threads or os.cpu_count() or 1
+            matrix = TrainingFeatures(made, rows, target, num_rows=int(description["rows"]["train"]), threads=threads)
             steps = [step_of(table, f"features.select[{i}]", "project") for i, table in enumerate(config.select)]
-            chosen = select(steps, matrix, seed=project.seed, threads=project.engine.threads or 1, events=events)
+            chosen = select(steps, matrix, seed=project.seed, threads=threads, events=events)
             made, graph = _made({**leave_out(made, chosen.reasons), "selected": chosen.description})
-    for name, reason in made["dropped"].items():
-        if name not in config.drop:
-            events.warn("features.dropped", f"column {name!r} is kept out: {reason}", column=name, reason=reason)
     (out / "features.onnx").write_bytes(graph)
     if "folds" in made:
         (out / "training.onnx").write_bytes(build_graph(made, training=True)[0])
     write_json(out / "features.json", made)
     events.emit("features.fitted", f"{len(made['inputs'])} columns became {len(made['names'])} features")
-    return {"inputs": len(made["inputs"]), "features": len(made["names"]), "dropped": made["dropped"]}
+    facts = {"inputs": len(made["inputs"]), "features": len(made["names"]), "dropped": made["dropped"]}
+    return {**facts, "left_out": len(made["selected"]["dropped"])} if "selected" in made else facts
 
 
 def fit_table(
@@ -150,4 +155,7 @@ def _folded(aggregate: Any, batches: Iterable[pa.RecordBatch]) -> Any:
 
 def _made(fitted: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     graph, names = build_graph(fitted)
-    return {"inputs": fitted["inputs"], "names": names, **{key: value for key, value in fitted.items() if key != "inputs"}}, graph
+    rest = {key: value for key, value in fitted.items() if key not in ("inputs", "names", "embedding")}
+    made = {"inputs": fitted["inputs"], "names": names, **rest}
+    embedded = tables(made)
+    return ({**made, "embedding": embedded} if embedded else made), graph

@@ -34,7 +34,7 @@ def selection(report: Report) -> Section | None:
         lead=lead,
         body=join(
             table(("Step", "Features before", "Features after"), told, caption="Steps of selection", numbers=(1,)),
-            table(head, rows[:SHOWN_FEATURES], caption="Features left out") if rows else None,
+            join(tag("h3", "Left out"), table(head, rows[:SHOWN_FEATURES], caption="Features left out")) if rows else None,
             details(f"{number(len(rest))} more features", table(head, rest, caption="Further features left out")) if rest else None,
         ),
     )
@@ -42,7 +42,7 @@ def selection(report: Report) -> Section | None:
 
 def _step(step: Mapping[str, Any]) -> Any:
     given = {key: value for key, value in (step.get("params") or {}).items() if value is not None}
-    said = ", ".join(f"{words(key)} {plain(value)}" for key, value in given.items())
+    said = ", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in given.items())
     return join(words(str(step.get("op", ""))), tag("small", said) if said else None)
 
 

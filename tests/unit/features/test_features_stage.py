@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def data(tmp_path: Path) -> Artifact:
     with writing(tmp_path / "data", stage="data") as out:
         (out / "train").mkdir()
         pq.write_table(TRAIN, out / "train" / "part-0.parquet", row_group_size=700)
-        roles = {"target": "late", "keys": ["id"], "weight": "weight"}
+        facts = {"task": "binary", "classes": [False, True], "rows": {"train": ROWS}}
+        roles = {"target": "late", "keys": ["id"], "weight": "weight", **facts}
         write_json(out / "schema.json", {"columns": Schema.from_arrow(TRAIN.schema).to_json(), **roles})
     return Artifact.open(tmp_path / "data")
 
@@ -99,3 +101,36 @@ def test_a_column_that_cannot_be_a_feature_is_named(data: Artifact, tmp_path: Pa
 def test_dropping_a_column_of_another_role_changes_nothing(data: Artifact, tmp_path: Path) -> None:
     facts, _ = run(data, tmp_path / "out", {"drop": ["id", "carrier"]})
     assert facts["inputs"] == 1
+
+
+def test_selection_leaves_features_out_of_the_graph_and_says_why(data: Artifact, tmp_path: Path) -> None:
+    select = [{"op": "correlation", "max": 0.9}, {"op": "mutual_information", "keep": 1, "deviations": 0}]
+    facts, heard = run(data, tmp_path / "out", {"distance": ["impute", "standardize"], "select": select})
+    made = Artifact.open(data.path).path.parent / "out"
+    description = json.loads((made / "features.json").read_text())
+    assert facts["features"] == len(description["names"]) == 1
+    assert facts["left_out"] == len(description["selected"]["dropped"]) == 5
+    assert [(step["op"], step["before"], step["after"]) for step in description["selected"]["steps"]][1][2] == 1
+    told = [event for event in heard if event.kind == "features.selected"]
+    assert sum(len(event.fields["dropped"]) for event in told) == 5
+    answer = BulkGraph(made / "features.onnx", Schema.from_json(description["inputs"])).run(TRAIN.to_batches()[0])["features"]
+    np.testing.assert_array_equal(answer, load("reference", "features")(description, TRAIN))
+
+
+def test_selection_is_checked_when_the_project_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"features\.select\[0\]\.max"):
+        from_tree({"name": "n", "data": {"source": "x", "target": "y"}, "features": {"select": [{"op": "correlation", "max": 3}]}})
+
+
+def test_an_embedding_needs_a_model_with_tables(data: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"features\.carrier: embedding needs a network .* model\.kind is 'xgboost'"):
+        run(data, tmp_path / "out", {"carrier": ["embedding"]})
+
+
+def test_embeddings_say_their_tables_and_come_last() -> None:
+    table = TRAIN.select(["carrier", "distance"])
+    description, _ = stage.fit_table(table, {"carrier": [{"op": "embedding", "width": 4}]})
+    assert description["embedding"] == {"carrier": {"rows": 5, "width": 4}}
+    assert "embedding" not in stage.fit_table(table, {"carrier": ["vocabulary"]})[0]
+    with pytest.raises(ConfigError, match="must be the last step, standardize follows"):
+        stage.fit_table(table, {"carrier": ["embedding", "standardize"]})

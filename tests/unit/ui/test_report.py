@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -167,3 +168,17 @@ def test_writing_leaves_one_file(binary: Stages, run: dict[str, Any], tmp_path: 
     assert write_report(collect(binary, run=run), path) == path
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
     outline(path.read_text(encoding="utf-8"))
+
+
+def test_features_that_were_left_out_stand_with_their_reasons(binary: Stages, run: dict[str, Any]) -> None:
+    assert 'id="selection"' not in render(collect(binary, run=run))
+    file = binary["features"].path / "features.json"
+    dropped = {f"f<{i}>": {"by": "mutual_information", "reason": f"says nothing & {i}", "value": 0.0} for i in range(50)}
+    steps = [{"op": "mutual_information", "params": {"keep": 47, "sample_rows": 50_000}, "before": 97, "after": 47}]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "selected": {"steps": steps, "dropped": dropped}}))
+    page = render(collect(binary, run=run))
+    assert "50 of 97 features were left out" in page
+    assert "keep 47, sample rows 50,000" in page
+    assert page.count("says nothing &amp; ") == 50
+    assert "f&lt;49&gt;" in page
+    assert "10 more features" in page
