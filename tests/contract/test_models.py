@@ -16,7 +16,7 @@ from tidemill.models import base, export, native
 from tidemill.models.base import MemoryMatrix, Scored
 
 TASKS = {"binary": 2, "multiclass": 3, "regression": None}
-TEXT = (".json", ".ubj")  # numbers and text: nothing here runs when it is read
+TEXT = (".json", ".ubj", ".skops")  # numbers and text: nothing here runs when it is read
 
 
 class Streamed:
@@ -48,6 +48,14 @@ def rows(task: str, *, seed: int, num: int = 1500) -> tuple[np.ndarray, np.ndarr
     return x_NF, y_N.astype(np.float64)
 
 
+def params_of(kind: str, task: str, **given: Any) -> Any:
+    """The kind's own parameters; of `sklearn` an estimator of the task has to be named."""
+    if kind == "sklearn":
+        estimator = "sklearn.ensemble:HistGradientBoosting" + ("Regressor" if task == "regression" else "Classifier")
+        given = {"estimator": estimator, "arguments": {"max_iter": 40}, **given}
+    return load("model", kind).Params(**given)
+
+
 def matrix(task: str, *, seed: int, **options: Any) -> MemoryMatrix:
     return MemoryMatrix(*rows(task, seed=seed, **options), names=["signal", "counter", "noise", "constant", "noise_2"])
 
@@ -57,7 +65,7 @@ def fit(kind: str, task: str, *, train: Any = None, valid: Any = None, on_round:
     return model.fit(
         matrix(task, seed=0) if train is None else train,
         matrix(task, seed=1) if valid is None else valid,
-        task=task, num_classes=TASKS[task], params=model.Params(**params), seed=seed, threads=1, on_round=on_round,
+        task=task, num_classes=TASKS[task], params=params_of(kind, task, **params), seed=seed, threads=1, on_round=on_round,
     )  # fmt: skip
 
 
@@ -199,13 +207,13 @@ def test_rounds_are_told_and_can_be_stopped(case: tuple[str, str, Any]) -> None:
 
 def test_a_round_has_a_pace(case: tuple[str, str, Any]) -> None:
     model = load("model", case[0])()
-    assert 0 < model.pace(model.Params()) <= 1
+    assert 0 < model.pace(params_of(case[0], case[1])) <= 1
 
 
 def test_no_validation_rows_are_needed(case: tuple[str, str, Any]) -> None:
     kind, task, _ = case
     model = load("model", kind)()
-    fitted = model.fit(matrix(task, seed=0), None, task=task, num_classes=TASKS[task], params=model.Params(), seed=0, threads=1)
+    fitted = model.fit(matrix(task, seed=0), None, task=task, num_classes=TASKS[task], params=params_of(kind, task), seed=0, threads=1)
     assert np.isfinite(fitted.predict(rows(task, seed=2)[0])).all()
 
 

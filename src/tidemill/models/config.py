@@ -23,7 +23,7 @@ class ModelConfig:
     """What is fitted, and how its scores become probabilities."""
 
     kind: str = "xgboost"
-    """linear | random_forest | xgboost | the name of an installed kind | "my.module:build", a class or function that gives a Model."""
+    """linear | random_forest | xgboost | sklearn | the name of an installed kind | "my.module:build", a class or function that gives a Model."""
     calibrate: str | None = None
     """platt: a logistic curve over the score, fitted on the validation rows; isotonic: any rising curve, for 500 of them or
     more; absent means none."""
@@ -102,6 +102,8 @@ class ModelConfig:
         """
         struct = self.model().Params  # of an instance: a kind may be a function that makes one
         given = {**self.params, **(overrides or {})}
+        if hasattr(struct, "from_tree"):  # it knows its keys itself
+            return build(struct, given, path=path, where=where)
         known = [f.name for f in dataclasses.fields(struct)]
         for key in given:
             if key not in known:

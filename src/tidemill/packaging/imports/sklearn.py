@@ -7,8 +7,6 @@ A .skops file is loaded where every type in it is trusted. A pickle runs code wh
 from __future__ import annotations
 
 import contextlib
-import functools
-import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tidemill.core.errors import ConfigError, DataError, Unsupported
-from tidemill.core.graph import OPSETS, session
-from tidemill.core.load import need
+from tidemill.core.graph import session
+from tidemill.core.load import load, need
 from tidemill.core.schema import Column
 from tidemill.packaging.imports import xgboost
 from tidemill.packaging.imports.onnx import Feed
@@ -208,59 +206,10 @@ def _converted(
 
 
 def _convert(estimator: Any, columns: Sequence[Column], apart: bool, number: str, whole: str) -> onnx.ModelProto:
-    skl2onnx = need("skl2onnx", "importing a scikit-learn model")
-    types = need("skl2onnx.common.data_types", "importing a scikit-learn model")
-    kinds = {"float": types.FloatTensorType, "double": types.DoubleTensorType, "int64": types.Int64TensorType}
-
-    def kind(column: Column) -> Any:
-        if column.type == "string":
-            return types.StringTensorType([None, 1])
-        return kinds[whole if column.type == "int64" else number]([None, 1])
-
-    initial = [(column.name, kind(column)) for column in columns] if apart else [("features", kinds[number]([None, len(columns)]))]
-    options = {id(estimator): {"zipmap": False}} if hasattr(estimator, "predict_proba") else None
-    _mend_histogram_trees()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        made: onnx.ModelProto = skl2onnx.convert_sklearn(estimator, initial_types=initial, options=options, target_opset=OPSETS)
+    elements = {"string": "string", "int64": whole}
+    inputs = [(column.name, elements.get(column.type, number), 1) for column in columns]
+    made: onnx.ModelProto = load("exporter", "sklearn")(estimator, inputs if apart else [("features", number, len(columns))])
     return made
-
-
-@functools.cache
-def _mend_histogram_trees() -> None:
-    """Lets skl2onnx convert histogram boosting: it hands onnx booleans where whole numbers are asked, which newer ones refuse."""
-    skl2onnx = need("skl2onnx", "importing a scikit-learn model")
-    registry = need("skl2onnx.common._registration", "importing a scikit-learn model")
-    ensemble = need("sklearn.ensemble", "importing a scikit-learn model")
-
-    class Container:
-        """A conversion's container that takes booleans for 0 and 1."""
-
-        def __init__(self, inner: Any) -> None:
-            self._inner = inner
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._inner, name)
-
-        def add_node(self, *arguments: Any, **attributes: Any) -> Any:
-            plain = {name: _whole(value) for name, value in attributes.items()}
-            return self._inner.add_node(*arguments, **plain)
-
-    def mended(convert: Any) -> Any:
-        return lambda scope, operator, container: convert(scope, operator, Container(container))
-
-    for kind in (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor):
-        alias = f"Sklearn{kind.__name__}"
-        convert = registry.get_converter(alias)
-        skl2onnx.update_registered_converter(
-            kind, alias, registry.get_shape_calculator(alias), mended(convert), overwrite=True, options=convert.get_allowed_options()
-        )
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, list) and any(isinstance(item, (bool, np.bool_)) for item in value):
-        return [int(item) for item in value]
-    return value
 
 
 def _answer_name(model: onnx.ModelProto, classes: list[Any] | None) -> str:

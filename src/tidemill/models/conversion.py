@@ -1,0 +1,79 @@
+"""Estimators of scikit-learn as graphs, by skl2onnx: what a kind of model and an imported estimator share."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tidemill.core.graph import OPSETS
+from tidemill.core.load import need
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def convert(estimator: Any, inputs: Sequence[tuple[str, str, int]]) -> onnx.ModelProto:
+    """The fitted estimator as a graph; a classifier's last output is its probabilities, a tensor.
+
+    Args:
+        inputs: Name, element (float, double, int64 or string) and width of each input.
+
+    Raises:
+        Exception: What skl2onnx raises where it cannot, of no common kind.
+    """
+    skl2onnx = need("skl2onnx", "converting a scikit-learn model")
+    types = need("skl2onnx.common.data_types", "converting a scikit-learn model")
+    elements = {
+        "float": types.FloatTensorType, "double": types.DoubleTensorType,
+        "int64": types.Int64TensorType, "string": types.StringTensorType,
+    }  # fmt: skip
+    initial = [(name, elements[element]([None, width])) for name, element, width in inputs]
+    options = {id(estimator): {"zipmap": False}} if hasattr(estimator, "predict_proba") else None
+    _mend_histogram_trees()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        made: onnx.ModelProto = skl2onnx.convert_sklearn(estimator, initial_types=initial, options=options, target_opset=OPSETS)
+    return made
+
+
+@functools.cache
+def _mend_histogram_trees() -> None:
+    """Lets skl2onnx convert histogram boosting: it hands onnx booleans where whole numbers are asked, which newer ones refuse."""
+    skl2onnx = need("skl2onnx", "converting a scikit-learn model")
+    registry = need("skl2onnx.common._registration", "converting a scikit-learn model")
+    ensemble = need("sklearn.ensemble", "converting a scikit-learn model")
+
+    class Container:
+        """A conversion's container that takes booleans for 0 and 1."""
+
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        def add_node(self, *arguments: Any, **attributes: Any) -> Any:
+            plain = {name: _whole(value) for name, value in attributes.items()}
+            return self._inner.add_node(*arguments, **plain)
+
+    def mended(convert: Any) -> Any:
+        return lambda scope, operator, container: convert(scope, operator, Container(container))
+
+    for kind in (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor):
+        alias = f"Sklearn{kind.__name__}"
+        converter = registry.get_converter(alias)
+        skl2onnx.update_registered_converter(
+            kind, alias, registry.get_shape_calculator(alias), mended(converter), overwrite=True, options=converter.get_allowed_options()
+        )
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list) and any(isinstance(item, (bool, np.bool_)) for item in value):
+        return [int(item) for item in value]
+    return value
