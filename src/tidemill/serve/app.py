@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from tidemill.core.errors import ConfigError, DataError, NotFound, Unavailable
 from tidemill.core.events import Events
 from tidemill.core.package import Answers
-from tidemill.serve import docs, kserve, metrics, oip, plain
+from tidemill.serve import docs, encoding, kserve, metrics, oip, plain
 from tidemill.serve.access import Access, Caller
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.cors import Cors
@@ -123,7 +123,10 @@ class App:
         call.started = perf_counter()
         if call.response is None:
             try:
-                result = call.route.handle(call.request)
+                request = call.request
+                if request.body and (packed := request.headers.get("content-encoding")):
+                    request.body = encoding.decoded(request.body, str(packed), max_bytes=int(self.config.max_body_mb * 1e6))
+                result = call.route.handle(request)
                 if isinstance(result, Work):
                     call.work = result
                 else:
@@ -153,6 +156,8 @@ class App:
         request_id = self._request_id(call.request)
         if self._log is not None and call.work is not None and call.answers is not None:
             self._log.append(call.work.model, request_id, call.work.inputs, call.answers)
+        if accept := call.request.headers.get("accept-encoding"):
+            encoding.encode(response, str(accept))
         response.headers.append((_ID, request_id))
         if self.cors is not None:
             response.headers += self.cors.marks(call.request)
