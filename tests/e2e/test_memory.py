@@ -80,9 +80,9 @@ def test_memory_stays_within_the_budget_on_ten_times_as_much_data(tmp_path: Path
 @pytest.mark.slow
 def test_what_spilled_is_swept_after_a_kill(tmp_path: Path) -> None:
     folder = project(tmp_path, memory=96 << 20, num_bytes=200 << 20, notes=4)
-    for stage in ("data", "features", "train"):
+    for stage, spilled in {"data": "-scratch", "features": "-scratch", "train": "tidemill-xgboost-"}.items():
         with subprocess.Popen(tidemill("run", "--to", stage), cwd=folder, env=environment(folder), stderr=subprocess.DEVNULL) as running:
-            left = wait_for_scratch(folder, running)
+            left = wait_for(spilled, folder, running)
             running.send_signal(signal.SIGKILL)
         assert left, f"{stage} ended before it could be killed"
         done = subprocess.run(
@@ -92,14 +92,14 @@ def test_what_spilled_is_swept_after_a_kill(tmp_path: Path) -> None:
         assert scratch(folder) == []
 
 
-def wait_for_scratch(folder: Path, running: subprocess.Popen[bytes]) -> list[Path]:
-    """What lies around of a run under way, a moment after there is something."""
+def wait_for(name: str, folder: Path, running: subprocess.Popen[bytes]) -> bool:
+    """Whether a run under way has a file or folder named so; told a moment after."""
     while running.poll() is None:
-        if found := scratch(folder):
+        if any(name in path.name for path in scratch(folder)):
             time.sleep(0.3)
-            return found
+            return running.poll() is None
         time.sleep(0.01)
-    return []
+    return False
 
 
 def scratch(folder: Path) -> list[Path]:
