@@ -88,7 +88,7 @@ def _hashed(column: pa.Array) -> np.ndarray:
         texts = coded.dictionary.to_pylist()
         of_text = np.fromiter((zlib.crc32(text.encode()) + 1 if text is not None else 0 for text in texts), np.uint64, len(texts))
         places = pc.fill_null(coded.indices.cast(pa.int64()), len(texts)).to_numpy(zero_copy_only=False)
-        return _mixed(np.append(of_text, np.uint64(0)))[places]
+        return np.asarray(_mixed(np.append(of_text, np.uint64(0)))[places])
     null = column.is_null(nan_is_null=pa.types.is_floating(kind)).to_numpy(zero_copy_only=False)
     if pa.types.is_floating(kind):
         numbers = (column.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False) + 0.0).view(np.uint64)
@@ -96,7 +96,7 @@ def _hashed(column: pa.Array) -> np.ndarray:
         numbers = column.fill_null(False).cast(pa.uint8()).to_numpy(zero_copy_only=False).astype(np.uint64)
     else:
         numbers = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False).view(np.uint64)
-    return np.where(null, np.uint64(0), _mixed(numbers + _GOLDEN))
+    return np.asarray(np.where(null, np.uint64(0), _mixed(numbers + _GOLDEN)))
 
 
 def _mixed(hashes: np.ndarray) -> np.ndarray:

@@ -76,7 +76,7 @@ def _crossed(graph: Builder, parts: Sequence[Block], numbers: Numbers) -> str:
 
     In every part 0 is what no combination holds, so that no combination that is looked for has it.
     """
-    combinations = [parted(category) for category in numbers.categories]
+    combinations: list[list[str | None]] = [parted(category) for category in numbers.categories]
     digits: list[dict[str | None, int]] = [{None: 1} for _ in parts]
     for combination in combinations:
         for digit, text in zip(digits, combination, strict=True):
@@ -84,14 +84,15 @@ def _crossed(graph: Builder, parts: Sequence[Block], numbers: Numbers) -> str:
     weights = [math.prod(len(later) + 1 for later in digits[i + 1 :]) for i in range(len(parts))]
     if weights[0] * (len(digits[0]) + 1) >= 2**63:
         raise ConfigError(f"features.{parts[0].names[0]}: a cross must have fewer than 2^63 combinations of its columns' categories")
-    codes = []
+    codes: list[str] = []
     for part, digit in zip(parts, digits, strict=True):
         texts = [text for text in digit if text is not None]
         known = texts if part.kind == "string" else [int(text) for text in texts]
         codes.append(*number_nodes(graph, part, [Numbers(known, [float(digit[text]) for text in texts], null=1.0, other=0.0)]))
     stacked = graph.cast(graph.stack(codes), INT64)
     place = graph.node("MatMul", stacked, graph.constant([[weight] for weight in weights], np.int64))
-    wanted = [_place(digits, weights, combination) for combination in [*combinations, [None] * len(parts)]]
+    of_null: list[str | None] = [None] * len(parts)
+    wanted = [_place(digits, weights, combination) for combination in [*combinations, of_null]]
     values = [*numbers.values, numbers.null]
     return graph.node(
         "LabelEncoder", place, domain="ai.onnx.ml", keys_int64s=wanted, values_floats=values, default_float=float(numbers.other)

@@ -31,6 +31,7 @@ from tidemill.features.operator import (
     needs_target,
     numbers,
     params,
+    single,
     strings,
     taken_as,
     times,
@@ -348,7 +349,7 @@ def _fits_of(step: Step, reached: Mapping[str, Values], chain: str, supervision:
             if needs_target(operator) and supervision is not None:
                 made[where] = operator.fit(kind, supervision.predicted)
             else:
-                made[where] = operator.fit(kind)  # type: ignore[call-arg]
+                made[where] = single(operator).fit(kind)
         return made
     except TidemillError as error:
         raise ConfigError(f"features.{where}: {error.message}", hint=error.hint) from error

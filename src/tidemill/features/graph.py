@@ -11,7 +11,7 @@ from tidemill.core.errors import DataError, NotFound
 from tidemill.core.folds import FOLD
 from tidemill.core.schema import Column, Schema
 from tidemill.features.builder import DOUBLE, Block, Builder
-from tidemill.features.operator import KINDS, AnyOperator, Kind, joins, taken_as
+from tidemill.features.operator import KINDS, AnyOperator, Kind, joins, single, taken_as
 from tidemill.features.reference import operator_of, part_name, statistics_of
 
 
@@ -102,7 +102,7 @@ def _stepped(graph: Builder, block: Block, chains: Mapping[str, Sequence[Mapping
             raise TypeError(f"{block.names[0]}: {first['op']} cannot take one column")
         block = _taken(graph, block, operator)
         fitted = [_statistics(chains[origin][i], name) for origin, name in zip(block.origins, block.names, strict=True)]
-        block = operator.nodes(graph, block, fitted)
+        block = single(operator).nodes(graph, block, fitted)
     return block
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeGuard, TypeVar, cast
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class Texts(Values):
         object.__setattr__(self, "_known", np.asarray(known.to_numpy(zero_copy_only=False)))
 
     @cached_property
-    def data(self) -> np.ndarray:  # type: ignore[override]
+    def data(self) -> np.ndarray:
         return strings(self.texts.to_pylist()).data
 
     def __len__(self) -> int:
@@ -267,6 +267,11 @@ def joins(operator: AnyOperator) -> TypeGuard[JoinOperator]:
 def needs_target(operator: AnyOperator) -> TypeGuard[TargetOperator]:
     """Whether an operator learns from the target."""
     return bool(getattr(operator, "needs_target", False))
+
+
+def single(operator: AnyOperator) -> Operator:
+    """An operator that joins nothing and needs no target, as such."""
+    return cast("Operator", operator)
 
 
 def taken_as(kind: Kind, accepts: Sequence[Kind]) -> Kind | None:

@@ -35,7 +35,7 @@ class Pca:
     joins: ClassVar[Literal[True]] = True
     accepts: ClassVar[tuple[Kind, ...]] = ("number",)
 
-    def fit(self, kinds: Sequence[Kind]) -> JoinFit[Covariance]:
+    def fit(self, kinds: Sequence[Kind]) -> JoinFit[Covariance | None]:
         if self.components > len(kinds):
             raise ConfigError(f"pca: components must be at most the {len(kinds)} columns that it gets, got {self.components}")
         return PrincipalComponents(self.components)

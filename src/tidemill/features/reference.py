@@ -21,6 +21,7 @@ from tidemill.features.operator import (
     joins,
     needs_target,
     numbers,
+    single,
     strings,
     taken_as,
     times,
@@ -84,12 +85,13 @@ def apply(
     taken = {column: one.as_kind(_kind(column, one, operator)) for column, one in values.items()}
     if joins(operator):
         return operator.reference(name, list(taken.values()), fitted[name])
+    alone = single(operator)
     together = Made({})
     for column, one in taken.items():
         if needs_target(operator):
             made = operator.reference(column, one, fitted[column], fold_N)
         else:
-            made = operator.reference(column, one, fitted[column])
+            made = alone.reference(column, one, fitted[column])
         together.columns.update(made.columns)
         together.sides.update(made.sides)
     return together

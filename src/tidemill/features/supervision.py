@@ -96,8 +96,8 @@ class Supervision:
         rows = np.bincount(group_N, minlength=size)
         width = self.predicted.num_values
         if width > 1:
-            sums = np.bincount(group_N * width + y_N.astype(np.int64), minlength=size * width).reshape(size, width).astype(np.float64)
-            return TargetSums(rows_N=rows, fold_N=fold_N, sum_NT=sums, square_NT=sums)
+            counts = np.bincount(group_N * width + y_N.astype(np.int64), minlength=size * width).reshape(size, width).astype(np.float64)
+            return TargetSums(rows_N=rows, fold_N=fold_N, sum_NT=counts, square_NT=counts)
         sums = np.bincount(group_N, y_N, size)[:, None]
         with np.errstate(over="ignore"):
             squares = np.bincount(group_N, y_N**2, size)[:, None]
