@@ -22,6 +22,7 @@ from tidemill.core.events import Events
 from tidemill.core.package import Answers
 from tidemill.serve import docs, encoding, kserve, metrics, oip, plain
 from tidemill.serve.access import Access, Caller
+from tidemill.serve.access_log import TRACEPARENT, AccessLog, Trace
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.cors import Cors
 from tidemill.serve.http import Refused, Request, Response, json_response
@@ -79,6 +80,7 @@ class App:
         self.cors = Cors(self.config.cors) if self.config.cors is not None else None
         self._started = time.time()
         self._log = PredictionLog(self.config.log_folder, count=self._count_log) if self.config.log else None
+        self._access_log = AccessLog(self.config.access_log) if self.config.access_log is not None else None
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(4)
         self._routes: dict[str, dict[str, Route]] = {}
@@ -159,6 +161,8 @@ class App:
         if accept := call.request.headers.get("accept-encoding"):
             encoding.encode(response, str(accept))
         response.headers.append((_ID, request_id))
+        if self._access_log is not None:
+            self._note(self._access_log, call, response, request_id)
         if self.cors is not None:
             response.headers += self.cors.marks(call.request)
         self._count(call, response.status)
@@ -176,9 +180,10 @@ class App:
         return model is None or (model.row_ms <= self.config.inline_ms and len(call.request.body) <= INLINE_BYTES)
 
     def close(self) -> None:
-        """Write what is left of the prediction log."""
-        if self._log is not None:
-            self._log.close()
+        """Write what is left of the logs."""
+        for log in (self._log, self._access_log):
+            if log is not None:
+                log.close()
 
     def _methods(self, path: str) -> dict[str, Route]:
         return self._routes.get(path) or self._routes.get(unquote(path).rstrip("/") or "/") or {}
@@ -222,6 +227,19 @@ class App:
         )
         with self.metrics.lock:
             self.metrics.errors.sample(refused.cause).value += 1
+
+    def _note(self, log: AccessLog, call: Call, response: Response, request_id: str) -> None:
+        request, work = call.request, call.work
+        trace = Trace.of(request.headers.get(TRACEPARENT))
+        response.headers.append((TRACEPARENT, trace.header))
+        log.append(
+            id=request_id, trace=trace.trace, span=trace.span, parent=trace.parent,
+            client=request.client, caller=call.caller.name if call.caller is not None else None,
+            method=request.method[:20], route=call.route.label, status=response.status,
+            ms=round((perf_counter() - request.arrived) * 1e3, 3), received=len(request.body), sent=len(response.body),
+            model=work.model.name if work is not None else None, version=work.model.version if work is not None else None,
+            rows=work.rows if work is not None else None,
+        )  # fmt: skip
 
     def _count(self, call: Call, status: int) -> None:
         ended, request, work, counted = perf_counter(), call.request, call.work, self.metrics

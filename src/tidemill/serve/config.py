@@ -48,6 +48,8 @@ class ServeConfig:
     """How much one key or address may ask; any amount when absent."""
     cors: CorsConfig | None = None
     """Which pages of other origins may ask; none when absent."""
+    access_log: Path | None = None
+    """File of one JSON line a request, "-" for stderr; none when absent."""
     log: bool = False
     """Whether inputs and predictions are written to a file a day, for `tidemill monitor`."""
     log_folder: Path = Path(".tidemill/predictions")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,10 +23,10 @@ from tidemill.core.errors import ConfigError
 from tidemill.core.graph import Arrays
 from tidemill.core.package import Answers
 from tidemill.core.schema import NULL_BOOLEAN, NULL_STRING, NULL_TIMESTAMP, VALID_SUFFIX, Column
+from tidemill.serve.background import Background
 from tidemill.serve.model import Model
 
 MAX_PENDING_ROWS = 100_000
-FLUSH_S = 0.5
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -62,11 +61,9 @@ class PredictionLog:
             raise ConfigError(f"serve.log_folder: must be writable, got {folder}")
         self._folder = folder
         self._count = count
-        self._pending: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._pending_rows = 0
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._write_all, name="prediction-log", daemon=True)
-        self._thread.start()
+        self._pending: Background[Entry] = Background(self._write_all, name="prediction-log")
 
     def append(self, model: Model, request_id: str, inputs: Arrays, answers: Answers) -> None:
         rows = len(answers.prediction)
@@ -80,34 +77,14 @@ class PredictionLog:
 
     def close(self) -> None:
         """Write what is pending and let go of the file."""
-        self._pending.put(None)
-        self._thread.join()
+        self._pending.close()
 
-    def _write_all(self) -> None:
-        ended = False
-        while not ended:
-            entries, ended = self._collect()
-            by_day: dict[str, list[Entry]] = {}
-            for entry in entries:
-                by_day.setdefault(time.strftime("%Y-%m-%d", time.gmtime(entry.at)), []).append(entry)
-            for day, of_day in by_day.items():
-                self._write(self._folder / f"predictions-{day}.jsonl", of_day)
-
-    def _collect(self) -> tuple[list[Entry], bool]:
-        """What came within `FLUSH_S` of the first entry, and whether the end did."""
-        first = self._pending.get()
-        if first is None:
-            return [], True
-        entries, until = [first], time.monotonic() + FLUSH_S
-        while len(entries) < 1000:
-            try:
-                entry = self._pending.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
-                break
-            if entry is None:
-                return entries, True
-            entries.append(entry)
-        return entries, False
+    def _write_all(self, entries: list[Entry]) -> None:
+        by_day: dict[str, list[Entry]] = {}
+        for entry in entries:
+            by_day.setdefault(time.strftime("%Y-%m-%d", time.gmtime(entry.at)), []).append(entry)
+        for day, of_day in by_day.items():
+            self._write(self._folder / f"predictions-{day}.jsonl", of_day)
 
     def _write(self, path: Path, entries: list[Entry]) -> None:
         rows = sum(len(entry.answers.prediction) for entry in entries)
