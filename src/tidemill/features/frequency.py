@@ -47,8 +47,9 @@ class Frequency:
 
     def _summary(self, seen: Tally) -> Fitted:
         kept = seen.ranked(size=self.max_size, min_count=self.min_count)
-        rows = sum(seen.counts.values()) + seen.nulls
-        return {"categories": kept, "counts": [seen.counts[category] for category in kept], "nulls": seen.nulls, "rows": rows}
+        counts = seen.counts
+        rows = sum(counts.values()) + seen.nulls
+        return {"categories": kept, "counts": [counts[category] for category in kept], "nulls": seen.nulls, "rows": rows}
 
     def _numbers(self, fitted: Fitted) -> Numbers:
         counts = np.asarray([*fitted["counts"], fitted["nulls"]], np.float64)
