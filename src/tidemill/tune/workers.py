@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from tidemill.core import errors
@@ -72,17 +73,19 @@ class _Worker:
         ]
         for thread in self._threads:
             thread.start()
-        try:
-            if self._process.stdin is not None:
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError):  # it died at once, which its end tells
                 self._process.stdin.write(json.dumps(order) + "\n")
                 self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died at once, which its end tells
 
     def wait(self) -> int:
         code = self._process.wait()
         for thread in self._threads:
             thread.join(_END_S)
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
         return code
 
     def last_words(self) -> str | None:

@@ -197,6 +197,92 @@ def test_time_ends_a_search(finished_stages: Stages, tmp_path: Path) -> None:
     assert facts["trials"] == len(trials) == 1
 
 
+def test_the_time_that_is_left_stops_a_long_trial(finished_stages: Stages, tmp_path: Path) -> None:
+    """The first trial may take what it takes; a later one ends when the time is up, and counts as stopped."""
+    model = {"num_rounds": 20_000, "early_stopping": 0, "max_bin": 16}
+    space = {"model.num_rounds": {"choice": [5, 20_000]}}
+    made = project({"trials": 50, "space": space, "timeout_s": 0.3, "pruner": "none", "warm_start": "none"}, {**model, "num_rounds": 5})
+    facts, best, trials = tune(finished_stages(), tmp_path, made)
+    assert best == {"model.num_rounds": 5}
+    assert [trial["state"] for trial in trials[:-1]] == ["complete"] * (len(trials) - 1)
+    assert len(trials) < 50
+    assert trials[-1].get("why") in ("timeout", None)
+    stopped = [trial for trial in trials if trial["params"]["model.num_rounds"] == 20_000]
+    assert all(trial["why"] == "timeout" and trial["value"] is None and len(trial["curve"]) < 20_000 for trial in stopped)
+    assert facts["pruned"] == len(stopped)
+
+
+def test_the_time_of_earlier_runs_counts(finished_stages: Stages, tmp_path: Path) -> None:
+    stages = finished_stages()
+    tune(stages, tmp_path / "first", project({"trials": 3, "space": SPACE}), tmp_path / "work")
+    facts, _, _ = tune(stages, tmp_path / "second", project({"trials": 9, "space": SPACE, "timeout_s": 0.001}), tmp_path / "work")
+    assert facts["trials"] == 3
+
+
+@pytest.mark.parametrize("pruner", ["successive_halving", "hyperband"])
+def test_rungs_stop_most_trials_and_not_the_best(finished_stages: Stages, tmp_path: Path, pruner: str) -> None:
+    space = {"model.max_depth": {"int": [1, 8]}, "model.min_child_weight": {"log_float": [1, 1000]}}
+    model = {"num_rounds": 60, "learning_rate": 0.2, "early_stopping": 0, "watch": "roc_auc"}
+    stages = finished_stages()
+    made = project({"trials": 18, "space": space, "sampler": "random", "pruner": pruner}, model)
+    facts, _, trials = tune(stages, tmp_path / "a", made)
+    whole, _, _ = tune(stages, tmp_path / "b", project({"trials": 18, "space": space, "sampler": "random", "pruner": "none"}, model))
+    stopped = [trial for trial in trials if trial["state"] == "pruned"]
+    assert facts["pruned"] == len(stopped) >= 3
+    assert {trial["why"] for trial in stopped} == {pruner}
+    assert {len(trial["curve"]) for trial in stopped} <= {15, 45}  # progress 3 and 9 at 0.2 a round
+    assert facts["best"] >= whole["best"] - 0.01
+
+
+def test_a_grid_is_tried_once_and_whole(finished_stages: Stages, tmp_path: Path) -> None:
+    space = {"model.max_depth": {"int": [2, 4]}, "model.max_bin": {"choice": [16, 64]}}
+    facts, _, trials = tune(finished_stages(), tmp_path, project({"trials": 50, "space": space, "sampler": "grid"}))
+    assert facts["trials"] == 6
+    assert len({str(trial["params"]) for trial in trials}) == 6
+
+
+def test_kinds_calibration_and_weights_are_searched(finished_stages: Stages, tmp_path: Path) -> None:
+    space = {
+        "model.kind": {"choice": ["xgboost", "linear"]},
+        "model.max_depth": {"int": [2, 5]},
+        "model.l2": {"log_float": [0.1, 10]},
+        "model.class_weight": {"choice": ["none", "balanced"]},
+        "model.calibrate": {"choice": ["none", "platt"]},
+    }
+    made = project({"trials": 12, "space": space, "metric": "log_loss", "sampler": "random"})
+    _, best, trials = tune(finished_stages(), tmp_path, made)
+    assert {trial["params"]["model.kind"] for trial in trials} == {"xgboost", "linear"}
+    own = {"model.kind": "xgboost", "model.class_weight": "none", "model.calibrate": "none"}
+    assert own.items() <= trials[0]["params"].items()
+    assert all(("model.l2" in trial["params"]) == (trial["params"]["model.kind"] == "linear") for trial in trials)
+    values = {str(sorted(trial["params"].items())): trial["value"] for trial in trials if trial["value"] is not None}
+    assert len(set(values.values())) == len(values)
+    chosen = made.model.tuned(best)
+    assert chosen.kind == best["model.kind"]
+    assert (chosen.calibrate is None) == (best["model.calibrate"] == "none")
+    chosen.check()
+
+
+def test_narrowing_is_told_and_kept(finished_stages: Stages, tmp_path: Path) -> None:
+    told: list[Event] = []
+    made = project(
+        {"trials": 24, "space": {**SPACE, "model.gamma": {"float": [0, 1e-6]}}, "narrow": True, "narrow_after": 12, "pruner": "none"}
+    )
+    stages = finished_stages()
+    facts, _, trials = tune(stages, tmp_path / "a", made, events=Events(told.append))
+    note = json.loads((tmp_path / "a" / "out" / "search.json").read_text())["narrowed"]
+    assert note["after"] == 12
+    assert facts["narrowed"] == note["said"]
+    assert facts["narrowed"].startswith("space was narrowed after 12 trials: ")
+    assert [event.kind for event in told].count("tune.narrowed") == 1
+    for path, value in note["fixed"].items():
+        assert {trial["params"][path] for trial in trials[12:]} == {value}
+    for path, (low, high) in note["ranges"].items():
+        assert all(low <= trial["params"][path] <= high for trial in trials[12:])
+    assert note["fixed"] or note["ranges"]
+    assert tune(stages, tmp_path / "b", made)[2] == trials
+
+
 def test_each_trial_is_told(finished_stages: Stages, tmp_path: Path) -> None:
     told: list[Event] = []
     tune(finished_stages(), tmp_path, project({"trials": 2, "space": SPACE}), events=Events(told.append))
