@@ -76,11 +76,42 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Partitioning:
+    """How rows are laid out in parts, one after the other."""
+
+    keys: tuple[str, ...] = ()
+    """Columns that decide; none for round_robin."""
+    kind: Literal["hash", "range", "round_robin", "sort"] = "hash"
+    """hash: part p holds the rows whose `row_hash` of the keys is p modulo `parts`; range: rows ascend by the keys, and rows of equal
+    keys are in one part; round_robin: row i goes to part i modulo `parts`; sort: rows ascend by the keys, in one part."""
+    parts: int = 1
+    """Number of parts, above 0; in `write`, 0 takes as many as the target's file size asks for. For range the most there may be."""
+
+    def __post_init__(self) -> None:
+        from tidemill.core.errors import ConfigError
+
+        if self.kind == "round_robin" and self.keys:
+            raise ConfigError(f"partitioning: round_robin takes no keys, got {', '.join(self.keys)}")
+        if self.kind != "round_robin" and not self.keys:
+            raise ConfigError(f"partitioning: {self.kind} must have keys, has none")
+        if self.parts < 0 or (self.kind == "sort" and self.parts != 1):
+            raise ConfigError(f"partitioning: parts must be at least 0, and 1 to sort, got {self.parts}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A folder of Parquet files to write, all of it or nothing."""
 
     path: Path
     rows_per_group: int = 131_072
+    """Rows of a row group, fewer where they take 64 MiB; has no effect with `file_bytes`."""
+    partition: Partitioning | None = None
+    """Which rows share a file; in the order in which they come where None. No file holds rows of two parts."""
+    file_bytes: int | None = None
+    """Size that a file should have on the disk; a part that is larger has several files. Row groups then hold 64 MiB before they are
+    packed, or the whole file where it is smaller."""
+    codec: Literal["zstd", "snappy"] = "zstd"
+    """How pages are packed: zstd is smaller, snappy is read by anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +120,6 @@ class Written:
 
     files: tuple[str, ...]
     rows: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Partitioning:
-    """How `exchange` lays rows out: by hash of `keys` into `parts`, or sorted by `keys`."""
-
-    keys: tuple[str, ...]
-    kind: Literal["hash", "sort"] = "hash"
-    parts: int = 1
 
 
 class Mergeable(Protocol[S]):
@@ -135,8 +157,8 @@ class DataEngine(Protocol):
 
     `scan` and `map_batches` keep the order of rows; `fn` is pure, row by row, and may be called from several threads at once, as
     may an aggregation's `update`, each time with a state of its own. `exchange` by sort is ascending, strings by their UTF-8
-    bytes, NaN after every number, nulls last, rows of equal keys by their other columns; by hash, part p holds the rows whose `row_hash` of the keys is p modulo `parts`, and
-    the parts come one after the other.
+    bytes, NaN after every number, nulls last, rows of equal keys by their other columns; range gives the same order. By hash and in
+    turn, the parts come one after the other, each in the order in which its rows came.
     """
 
     def scan(self, source: Source, columns: Sequence[str] | None) -> Rows: ...

@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -242,6 +243,85 @@ class DataEngineSuite:
                 written = engine.write(by_text, Target(path=tmp_path / f"by{threads}"))
                 contents.add(b"".join((tmp_path / f"by{threads}" / name).read_bytes() for name in written.files))
         assert len(contents) == 1
+
+    def test_write_by_hash_puts_every_row_into_the_file_of_its_part(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as engine:
+            by = Partitioning(keys=("text",), parts=5)
+            written = engine.write(engine.scan(numbers(tmp_path), None), Target(path=tmp_path / "out", partition=by))
+            files = [pq.read_table(tmp_path / "out" / name) for name in written.files]
+        assert files[0].schema.names == ["number", "text"]
+        parts = [set((row_hash(file.combine_chunks().to_batches()[0], ["text"]) % np.uint64(5)).tolist()) for file in files]
+        assert parts == [{0}, {1}, {2}, {3}, {4}]
+        assert sorted(number for file in files for number in file["number"].to_pylist()) == list(range(ROWS))
+
+    def test_write_in_turn_gives_files_of_one_size(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as engine:
+            by = Partitioning(kind="round_robin", parts=7)
+            written = engine.write(engine.scan(numbers(tmp_path), None), Target(path=tmp_path / "out", partition=by))
+            files = [pq.read_table(tmp_path / "out" / name)["number"].to_pylist() for name in written.files]
+        assert files == [list(range(part, ROWS, 7)) for part in range(7)]
+
+    def test_write_by_range_gives_files_that_follow_each_other(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as engine:
+            by = Partitioning(keys=("text",), kind="range", parts=6)
+            written = engine.write(engine.scan(numbers(tmp_path), None), Target(path=tmp_path / "out", partition=by))
+            files = [pq.read_table(tmp_path / "out" / name) for name in written.files]
+        assert 2 <= len(files) <= 6
+        texts = [file["text"].to_pylist() for file in files]
+        assert all(last[-1].encode() < first[0].encode() for last, first in pairwise(texts))
+        assert [text for part in texts for text in part] == sorted((text for part in texts for text in part), key=str.encode)
+        assert sorted(number for file in files for number in file["number"].to_pylist()) == list(range(ROWS))
+        assert max(map(len, texts)) < 1.2 * ROWS / 6
+
+    def test_files_come_near_the_size_asked_for(self, tmp_path: Path) -> None:
+        size = 100_000
+        layouts = [None, *(Partitioning(**by, parts=0) for by in ({"keys": ("text",)}, {"kind": "round_robin"}))]  # type: ignore[arg-type]
+        layouts.append(Partitioning(keys=("number",), kind="range"))
+        noise = np.random.default_rng(0).integers(0, 2**62, ROWS)
+
+        def noisy(batch: pa.RecordBatch) -> pa.RecordBatch:
+            return batch.set_column(0, "number", pa.array(noise[batch.column("number").to_numpy()]))
+
+        for layout in layouts:
+            contents = set()
+            for threads in (1, 3):
+                with self.opened(tmp_path / "scratch", threads=threads) as engine:
+                    rows = engine.map_batches(engine.scan(numbers(tmp_path), None), noisy, numbers_schema())
+                    target = Target(path=tmp_path / "out", partition=layout, file_bytes=size, codec="snappy")
+                    written = engine.write(rows, target)
+                sizes = [(tmp_path / "out" / name).stat().st_size for name in written.files]
+                assert len(sizes) > 5
+                assert sum(sizes) / len(sizes) > 0.5 * size
+                assert max(sizes) < 1.5 * size
+                assert pq.ParquetFile(tmp_path / "out" / written.files[0]).metadata.row_group(0).column(0).compression == "SNAPPY"
+                read = pa.concat_tables([pq.read_table(tmp_path / "out" / name) for name in written.files])
+                assert sorted(read["number"].to_pylist()) == sorted(noise.tolist())
+                contents.add(b"".join((tmp_path / "out" / name).read_bytes() for name in written.files))
+            assert len(contents) == 1
+
+    def test_row_groups_of_large_files_hold_64_mebibytes(self, tmp_path: Path) -> None:
+        wide = pa.schema([pa.field("number", pa.int64()), *(pa.field(f"x{i}", pa.float64()) for i in range(200))])
+
+        def widened(batch: pa.RecordBatch) -> pa.RecordBatch:
+            values = batch.column("number").to_numpy()
+            return pa.record_batch([pa.array(values), *(pa.array(values + float(i)) for i in range(200))], schema=wide)
+
+        with self.opened(tmp_path) as engine:
+            rows = engine.map_batches(engine.scan(numbers(tmp_path), ["number"]), widened, wide)
+            written = engine.write(rows, Target(path=tmp_path / "out", file_bytes=1 << 30))
+            small = engine.write(engine.scan(numbers(tmp_path), None), Target(path=tmp_path / "small", file_bytes=1 << 30))
+        assert len(written.files) == len(small.files) == 1
+        metadata = pq.ParquetFile(tmp_path / "out" / written.files[0]).metadata
+        sizes = [metadata.row_group(i).num_rows * 201 * 8 / 2**20 for i in range(metadata.num_row_groups)]
+        assert all(64 <= size < 80 for size in sizes[:-1])
+        assert pq.ParquetFile(tmp_path / "small" / small.files[0]).metadata.num_row_groups == 1
+
+    def test_no_rows_in_parts_keep_the_columns(self, tmp_path: Path) -> None:
+        with self.opened(tmp_path) as engine:
+            for by in (Partitioning(keys=("text",), parts=3), Partitioning(keys=("text",), kind="range", parts=3)):
+                rows = engine.map_batches(engine.scan(numbers(tmp_path), None), lambda batch: batch.slice(0, 0), numbers_schema())
+                assert engine.write(rows, Target(path=tmp_path / "none", partition=by)).rows == 0
+                assert engine.scan(Source(path=str(tmp_path / "none")), None).schema.names == numbers_schema().names
 
     def test_a_failed_write_leaves_what_was_there(self, tmp_path: Path) -> None:
         target = tmp_path / "written"

@@ -9,6 +9,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,6 +21,8 @@ import pyarrow as pa
 from tidemill.core.engine import BatchFn, EngineConfig, Mergeable, Partitioning, Rows, Source, Target, Written, memory_bytes, row_hash
 from tidemill.core.errors import DataError
 from tidemill.core.parallel import ordered_map
+from tidemill.engines.local.layout import Layout
+from tidemill.engines.local.lean import lean, trim
 from tidemill.engines.local.parquet import ParquetRows, parquet_files, read
 from tidemill.engines.local.rows import MappedRows, QueryRows, translated
 from tidemill.engines.local.scan import scan_relation
@@ -34,9 +37,12 @@ LocalRows = QueryRows | MappedRows
 BESIDE = 512 << 20
 BESIDE_PER_THREAD = 32 << 20
 LEAST_MEMORY = 48 << 20
+# Below this budget, what the allocators would keep for later is given back.
+LEAN_BELOW = 1 << 30
 # Below this for each thread, a sort gives up instead of spilling.
 MEMORY_PER_THREAD = 128 << 20
 SPOOL_ROWS = 8_192
+PART = "__tidemill_part"
 PREFIX, SUFFIX = "tidemill-", "-scratch"
 
 
@@ -52,6 +58,9 @@ class LocalEngine:
         config = config or EngineConfig()
         budget = memory_bytes(config.memory)
         threads = config.threads or len(os.sched_getaffinity(0))
+        self._lean = budget < LEAN_BELOW
+        if self._lean:
+            lean()
         self.threads = max(1, min(threads, budget // 4 // BESIDE_PER_THREAD))
         self._memory = max(LEAST_MEMORY, budget // 4, budget - BESIDE - self.threads * BESIDE_PER_THREAD)
         self.scratch = _scratch_folder(scratch)
@@ -81,23 +90,41 @@ class LocalEngine:
         return MappedRows(_local(rows), fn, schema, self.threads)
 
     def exchange(self, rows: Rows, by: Partitioning) -> LocalRows:
-        known = rows.schema.names
+        known = self._check_keys(rows, by)
+        if by.parts < 1:
+            raise DataError(f"exchange needs at least one part, got {by.parts}")
+        if by.kind in ("sort", "range"):
+            parent = QueryRows(self._relation(rows), self._connection)
+            return SortedRows(parent, self._connection, by.keys, memory=self._memory, scratch=self.scratch)
+        columns = ", ".join(quoted(name) for name in known)
+        return self._query(f"SELECT {columns} FROM ({self._in_parts(rows, by)})")
+
+    def _check_keys(self, rows: Rows, by: Partitioning) -> list[str]:
+        known: list[str] = rows.schema.names
         missing = [key for key in by.keys if key not in known]
         if missing:
             raise DataError(f"exchange needs the column {missing[0]!r}, the rows have {', '.join(known)}", field=missing[0])
-        if by.kind == "sort":
-            parent = QueryRows(self._relation(rows), self._connection)
-            return SortedRows(parent, self._connection, by.keys, memory=self._memory, scratch=self.scratch)
-        partition = pa.field("__part", pa.int64(), nullable=False)
+        return known
 
-        def with_part(batch: pa.RecordBatch) -> pa.RecordBatch:
-            parts = (row_hash(batch, by.keys) % np.uint64(by.parts)).astype(np.int64)
-            return batch.append_column(partition, pa.array(parts))
+    def _in_parts(self, rows: Rows, by: Partitioning, file_bytes: int | None = None) -> str:
+        """The query of the rows with their part, parts one after the other."""
+        kept, parts = _local(rows), by.parts
+        if by.kind == "round_robin" or not parts:
+            path = self._spool(kept)
+            parts = parts or -(-_size(path) // (file_bytes or _size(path)))
+            kept = self._query(f"FROM read_parquet({path})")
+        if by.kind == "round_robin":
+            numbered = f"(SELECT *, file_row_number, file_row_number % {parts} AS {PART} FROM read_parquet({path}, file_row_number = true))"
+        else:
 
-        path = self._spool(MappedRows(_local(rows), with_part, rows.schema.append(partition), self.threads))
-        columns = ", ".join(quoted(name) for name in known)
-        numbered = f"(SELECT *, file_row_number FROM read_parquet({path}, file_row_number = true))"
-        return self._query(f"SELECT {columns} FROM {numbered} ORDER BY __part, file_row_number")
+            def with_part(batch: pa.RecordBatch) -> pa.RecordBatch:
+                return batch.append_column(field, pa.array((row_hash(batch, by.keys) % np.uint64(parts)).astype(np.int64)))
+
+            field = pa.field(PART, pa.int64(), nullable=False)
+            path = self._spool(MappedRows(kept, with_part, rows.schema.append(field), self.threads))
+            numbered = f"(SELECT *, file_row_number FROM read_parquet({path}, file_row_number = true))"
+        columns = ", ".join(quoted(name) for name in [*rows.schema.names, PART])
+        return f"SELECT {columns} FROM {numbered} ORDER BY {PART}, file_row_number"
 
     def reduce(self, rows: Rows, agg: Mergeable[S]) -> S:
         rows = _local(rows)
@@ -108,12 +135,27 @@ class LocalEngine:
         else:
             parts = ordered_map(lambda group: _folded(agg, read(group, columns)), groups, self.threads)
         state = agg.init()
-        for part in parts:
+        for number, part in enumerate(parts):
             state = agg.merge(state, part)
+            if self._lean and number % 8 == 7:
+                trim()
         return state
 
     def write(self, rows: Rows, target: Target) -> Written:
-        return write_folder(_local(rows), target)
+        by = target.partition
+        if by is None and target.file_bytes is None:
+            return write_folder(_local(rows), target)
+        if by is None:
+            return write_folder(_local(rows), target, files=Layout(target))
+        if by.kind in ("hash", "round_robin"):
+            self._check_keys(rows, by)
+            return write_folder(self._query(self._in_parts(rows, by, target.file_bytes)), target, files=Layout(target, part=PART))
+        most = None
+        if by.kind == "range" and by.parts > 1:
+            rows = self._query(f"FROM read_parquet({self._spool(_local(rows))})")
+            most = -(-self._connection.sql(f"SELECT count(*) FROM ({_local(rows).relation.sql_query()})").fetchall()[0][0] // by.parts)
+        ordered = self.exchange(rows, replace(by, parts=1))
+        return write_folder(_local(ordered), target, files=Layout(target, keys=by.keys, rows=most))
 
     def frame(self, rows: Rows) -> nw.LazyFrame[Any]:
         return nw.from_native(self._relation(rows))
@@ -166,6 +208,10 @@ def _local(rows: Rows) -> LocalRows:
     if not isinstance(rows, (QueryRows, MappedRows)):
         raise DataError(f"rows must come from this engine, got {type(rows).__name__}")
     return rows
+
+
+def _size(path: str) -> int:
+    return Path(path[1:-1].replace("''", "'")).stat().st_size
 
 
 def _without_huge(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:

@@ -8,21 +8,30 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tidemill.core.artifact import PARTIAL, replace_folder, sync, write_json
 from tidemill.core.engine import Target, Written
 from tidemill.core.errors import Unavailable
 from tidemill.core.source import WRITTEN
-from tidemill.engines.local.rows import MappedRows, QueryRows, rechunked
+from tidemill.engines.local.rows import MappedRows, QueryRows, gathered
 
 GROUPS_PER_FILE = 64
 GROUP_BYTES = 64 << 20
 
 
-def write_folder(rows: QueryRows | MappedRows, target: Target, *, groups_per_file: int = GROUPS_PER_FILE) -> Written:
+class Files(Protocol):
+    """Another way to lay rows out in files than row groups of one number of rows: writes them, and says what it wrote."""
+
+    def write(self, rows: QueryRows | MappedRows, folder: Path) -> list[dict[str, Any]]: ...
+
+
+def write_folder(
+    rows: QueryRows | MappedRows, target: Target, *, groups_per_file: int = GROUPS_PER_FILE, files: Files | None = None
+) -> Written:
     """Write `rows` in order to `target.path`, which appears, or changes, only when all of it is on the disk.
 
     Raises:
@@ -33,31 +42,37 @@ def write_folder(rows: QueryRows | MappedRows, target: Target, *, groups_per_fil
     try:
         with _room_for(final):
             partial.mkdir(parents=True)
-            files = _write_files(rows, target, partial, groups_per_file)
-            total = sum(entry["rows"] for entry in files)
-            write_json(partial / WRITTEN, {"format": 1, "rows": total, "files": files})
+            written = files.write(rows, partial) if files else _write_files(rows, target, partial, groups_per_file)
+            total = sum(entry["rows"] for entry in written)
+            write_json(partial / WRITTEN, {"format": 1, "rows": total, "files": written})
             sync(partial)
             replace_folder(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Written(files=tuple(entry["name"] for entry in files), rows=total)
+    return Written(files=tuple(entry["name"] for entry in written), rows=total)
+
+
+def codec(target: Target) -> dict[str, Any]:
+    """The arguments of Parquet's writer that say how to pack."""
+    return {"compression": target.codec, "compression_level": 1 if target.codec == "zstd" else None}
 
 
 def _write_files(rows: QueryRows | MappedRows, target: Target, folder: Path, groups_per_file: int) -> list[dict[str, Any]]:
-    groups = rechunked(rows.chunks(), target.rows_per_group, GROUP_BYTES)
+    groups = gathered(rows.chunks(), target.rows_per_group, GROUP_BYTES)
     files: list[dict[str, Any]] = []
     ended = False
     while not ended:
         name = f"part-{len(files):05d}.parquet"
         sizes: list[int] = []
-        with pq.ParquetWriter(folder / name, rows.schema, compression="zstd", compression_level=1) as writer:
+        with pq.ParquetWriter(folder / name, rows.schema, **codec(target)) as writer:
             while len(sizes) < groups_per_file:
-                batch = next(groups, None)
-                if batch is None:
+                group = next(groups, None)
+                if group is None:
                     ended = True
                     break
-                writer.write_batch(batch, row_group_size=batch.num_rows)
-                sizes.append(batch.num_rows)
+                table = pa.Table.from_batches(group, schema=rows.schema)
+                writer.write_table(table, row_group_size=len(table))
+                sizes.append(len(table))
         if sizes or not files:
             files.append({"name": name, "rows": sum(sizes), "row_groups": sizes, "bytes": (folder / name).stat().st_size})
         else:
