@@ -85,10 +85,13 @@ def _hashed(column: pa.Array) -> np.ndarray:
     kind = column.type
     if pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         coded = column if pa.types.is_dictionary(kind) else column.dictionary_encode()
-        texts = coded.dictionary.to_pylist()
-        of_text = np.fromiter((zlib.crc32(text.encode()) + 1 if text is not None else 0 for text in texts), np.uint64, len(texts))
-        places = pc.fill_null(coded.indices.cast(pa.int64()), len(texts)).to_numpy(zero_copy_only=False)
-        return np.asarray(_mixed(np.append(of_text, np.uint64(0)))[places])
+        places = pc.fill_null(coded.indices.cast(pa.int64()), len(coded.dictionary)).to_numpy(zero_copy_only=False)
+        occurs = np.zeros(len(coded.dictionary) + 1, bool)
+        occurs[places] = True
+        hashes = np.zeros(len(occurs), np.uint64)
+        texts = coded.dictionary.filter(pa.array(occurs[:-1])).to_pylist()
+        hashes[:-1][occurs[:-1]] = [0 if text is None else zlib.crc32(text.encode()) + 1 for text in texts]
+        return np.asarray(_mixed(hashes)[places])
     null = column.is_null(nan_is_null=pa.types.is_floating(kind)).to_numpy(zero_copy_only=False)
     if pa.types.is_floating(kind):
         numbers = (column.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False) + 0.0).view(np.uint64)

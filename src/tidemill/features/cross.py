@@ -80,6 +80,8 @@ def parted(text: str) -> list[str | None]:
         >>> parted('EWR × \\N × 3')
         ['EWR', None, '3']
     """
+    if "\\" not in text:
+        return [*text.split(SEPARATOR)]
     parts: list[str | None] = []
     taken: list[str] = []
     i = 0

@@ -395,12 +395,13 @@ class _Reader:
             texts, counts = _distinct(arrays[0])
             return _Batch({chain.columns[0].name: texts}, counts)
         coded = [_coded(array) for array in arrays]
-        place_N = np.zeros(len(arrays[0]), np.int64) if self._fold_N is None or not chain.taught else self._fold_N
+        group_N = np.zeros(len(arrays[0]), np.int64) if self._fold_N is None or not chain.taught else self._fold_N
+        size = int(group_N.max(initial=0)) + 1
         for codes_N, dictionary in coded:
-            place_N = place_N * (len(dictionary) + 1) + codes_N
-            if len(coded) > 1:  # small again, so that nothing overflows however many columns there are
-                _, place_N = np.unique(place_N, return_inverse=True)
-        _, first, group_N, counts = np.unique(place_N, return_index=True, return_inverse=True, return_counts=True)
+            group_N, size = _numbered(group_N * (len(dictionary) + 1) + codes_N, size * (len(dictionary) + 1))
+        counts = np.bincount(group_N, minlength=size)
+        first = np.empty(size, np.int64)
+        first[group_N[::-1]] = np.arange(len(group_N))[::-1]
         values = {}
         for column, (codes_N, dictionary) in zip(chain.columns, coded, strict=True):
             taken = _taken(dictionary, codes_N[first])
@@ -439,6 +440,16 @@ def _coded(array: pa.Array) -> tuple[np.ndarray, pa.Array]:
     coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     places = pc.fill_null(coded.indices.cast(pa.int64()), len(coded.dictionary)).to_numpy(zero_copy_only=False)
     return places, coded.dictionary
+
+
+def _numbered(place_N: np.ndarray, size: int) -> tuple[np.ndarray, int]:
+    """Whole numbers below `size` as those from 0 on without gaps, in the same order, and how many there are."""
+    if size > 16 * len(place_N):
+        distinct, group_N = np.unique(place_N, return_inverse=True)
+        return group_N, len(distinct)
+    occurs = np.zeros(size, bool)
+    occurs[place_N] = True
+    return (np.cumsum(occurs) - 1)[place_N], int(np.count_nonzero(occurs))
 
 
 def _taken(dictionary: pa.Array, places: np.ndarray) -> pa.Array:

@@ -177,7 +177,7 @@ class TargetMeans:
         return {
             "labels": list(self.predicted.labels),
             "categories": coded.dictionary.take(pa.array(order)).to_pylist(),
-            "values": [_shortened(mean_VFT[i]) for i in order],
+            "values": _shortened(mean_VFT[order]),
             "null": _shortened(mean_VFT[size] if rows_V[size] >= self.operator.min_count else mean_VFT[size + 1]),
             "prior": _shortened(mean_VFT[size + 1]),
         }
@@ -218,10 +218,11 @@ def _kept(folds: int) -> list[list[int]]:
     return [*([other for other in range(folds) if other != fold] for fold in range(folds)), list(range(folds))]
 
 
-def _shortened(mean_FT: np.ndarray) -> list[Any]:
-    """Numbers as short as they are the same in float32; plain ones where there is one a fold."""
-    made = [[float(str(value)) for value in row] for row in mean_FT.astype(np.float32)]
-    return [row[0] for row in made] if mean_FT.shape[1] == 1 else made
+def _shortened(mean_T: np.ndarray) -> list[Any]:
+    """Numbers as short as they are the same in float32, the last axis left out where it is one long."""
+    short = mean_T.astype(np.float32).astype(str).astype(np.float64)
+    made: list[Any] = (short[..., 0] if mean_T.shape[-1] == 1 else short).tolist()
+    return made
 
 
 def _table(fitted: Fitted) -> np.ndarray:
