@@ -270,13 +270,14 @@ class Tally:
 def bounded(tallies: Sequence[Tally], most: int | None = None) -> None:
     """Leave at most some `most` categories in all, 2^20 by default: those of the column with the most are thinned out first."""
     most = MAX_CATEGORIES if most is None else most
-    if sum(tally.size for tally in tallies) <= most:
-        return
-    sizes = [len(tally) for tally in tallies]
+    sizes = [tally.size for tally in tallies]
+    for largest in np.argsort(sizes, kind="stable")[::-1].tolist():  # as they lie, they may hold a category more than once
+        if sum(sizes) > most:
+            sizes[largest] = len(tallies[largest])
     while sum(sizes) > most:
         largest = int(np.argmax(sizes))
         tallies[largest].keep(sizes[largest] // 2)
-        sizes[largest] = len(tallies[largest])
+        sizes[largest] = tallies[largest].size
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.features import statistics
-from tidemill.features.operator import Fit, Values, numbers, strings
+from tidemill.features.operator import Fit, Texts, Values, numbers, strings
 from tidemill.features.statistics import Categories, Distribution, Histogram, Tally
 
 SHARES = [0.0, 0.1, 0.25, 0.5, 0.9, 1.0]
@@ -86,3 +86,38 @@ def test_integer_categories_are_exact() -> None:
     state = fit.update(fit.init(), values, None)
     assert fit.finish(state) == {"all": [2**53 + 1, 2**53]}
     assert state.nulls == 1
+
+
+def test_beyond_the_bound_rare_categories_of_the_largest_column_give_way() -> None:
+    fit = Categories(lambda seen: seen.counts)
+    often, small = fit.init(), fit.init()
+    for piece in range(50):
+        fit.update(often, strings(["often", "often", "now and then", *(f"once {piece} {i}" for i in range(100))]), None)
+        fit.update(small, strings(["a", "b"]), None)
+        statistics.bounded([often, small], 600)
+        assert often.size + small.size <= 600
+    assert small.counts == {"a": 50, "b": 50}
+    assert small.error == 0
+    assert often.ranked(size=2) == ["often", "now and then"]
+    assert 0 < often.error <= 50 * 103 / 250
+    assert 100 - often.error <= often.counts["often"] <= 100
+
+
+def test_the_bound_counts_categories_not_how_often_they_came() -> None:
+    fit = Categories(lambda seen: seen.counts)
+    state = fit.init()
+    for _ in range(30):
+        fit.update(state, strings([str(i) for i in range(100)]), None)
+        statistics.bounded([state], 100)
+    assert state.error == 0
+    assert state.counts == {str(i): 30 for i in range(100)}
+
+
+def test_texts_are_known_where_they_are_neither_null_nor_its_mark() -> None:
+    pa = pytest.importorskip("pyarrow")
+    values = Texts(pa.array(["a", None, "\uffff", ""]))
+    assert values.known().tolist() == [True, False, False, True]
+    assert values.data.tolist() == ["a", None, None, ""]
+    fit = Categories(lambda seen: seen.counts)
+    state = fit.update(fit.init(), values, np.array([3, 1, 2, 1]))
+    assert (state.counts, state.nulls) == ({"a": 3, "": 1}, 3)
