@@ -257,7 +257,7 @@ class TestAnOperatorOfOnesOwn(OperatorConformance):
 
 def test_the_suite_sees_a_route_that_differs() -> None:
     class Suite(OperatorConformance):
-        operator = "wrong"
+        operator: ClassVar[Any] = WrongPower
         chains: ClassVar[dict[str, Any]] = {"float64": [[{"op": WrongPower}]]}
 
     with pytest.raises(AssertionError, match=r"float64 0a\^2 by records"):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from tidemill.core.errors import ConfigError, NotFound
+from tidemill.core.errors import ConfigError, NotFound, Unsupported
 from tidemill.core.events import Events
 from tidemill.core.load import TABLE, load
 from tidemill.features.select.gram import grams, scale_of
@@ -216,6 +216,12 @@ def test_a_narrowed_matrix_has_the_features_that_are_kept() -> None:
     for whole, part in itertools.zip_longest(table("binary").batches(), narrowed.batches()):
         np.testing.assert_array_equal(part.x_NF, whole.x_NF[:, [5, 0]])
     assert dict(narrowed.origins) == {"bent": "bent", "useful": "useful"}
+
+
+def test_products_that_do_not_fit_are_refused_before_they_are_made() -> None:
+    wide = Table(np.zeros((2, 20_000)), np.arange(2), "binary")
+    with pytest.raises(Unsupported, match="products of 20,000 features need"):
+        step_of({"op": "correlation"}, "p", "test").selector.select(wide, seed=0, threads=1)
 
 
 @pytest.mark.parametrize(

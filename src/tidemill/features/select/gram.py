@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tidemill.core.errors import Unsupported
 from tidemill.features.select.selector import Matrix, Rows
+
+# Memory that the products of all features may take, with what is computed with them.
+MAX_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,18 @@ def scale_of(matrix: Matrix) -> Scale:
 
 
 def grams(matrix: Matrix, scale: Scale, *, folds: int = 1) -> list[Gram]:
-    """One `Gram` for each fold, row i in fold i modulo `folds`; F^2 numbers of float64 each."""
+    """One `Gram` for each fold, row i in fold i modulo `folds`; F^2 numbers of float64 each.
+
+    Raises:
+        Unsupported: If they, and what is computed with them, do not fit in 1 GiB.
+    """
     count, features = _num_targets(matrix), matrix.num_features
+    needed = 8 * (folds + 3) * features**2
+    if needed > MAX_BYTES:
+        raise Unsupported(
+            f"features.select: the products of {features:,} features need {needed / 2**30:.1f} GiB, more than 1 GiB",
+            hint='a step before that leaves fewer, such as "variance" or { op = "mutual_information", keep = 1000 }',
+        )
     made = [Gram(0.0, np.zeros((features, features)), np.zeros((features, count)), np.zeros(count)) for _ in range(folds)]
     start = 0
     for rows in matrix.batches():

@@ -20,8 +20,8 @@ class L1:
 
     The lasso's whole path is fitted by coordinate descent (Friedman, Hastie and Tibshirani 2010) on the products of all
     features, aggregated over all rows once; the penalty is chosen by cross-validation on the same products, fold by fold.
-    A target of classes is fitted as 0 and 1; missing values count as the mean. Three passes, memory for folds + 2 times F^2
-    numbers. It sees straight lines only.
+    A target of classes is fitted as 0 and 1; missing values count as the mean. Three passes, memory for folds + 3 times F^2
+    numbers of 8 bytes, at most 1 GiB. It sees straight lines only.
     """
 
     keep: int | None = field(default=None, metadata={"min": 1})
