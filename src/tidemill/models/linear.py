@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 # The most unknowns of an exact fit: its matrix has their square, and its work grows with it.
 MAX_UNKNOWNS = {"regression": 2_000, "binary": 1_000, "multiclass": 1_000}
 
-# Beyond that, rows over what this holds as float64 are thinned evenly.
+# Unknowns up to which one thread does.
+ALONE = 200
+
+# With more unknowns than an exact fit takes, rows over what this holds as float64 are thinned evenly.
 MAX_BYTES = 256 * 2**20
 
 # Rows on which a fit of classes starts, and how near to their optimum.
@@ -94,7 +97,8 @@ class Linear:
             if len(seen) < 2:
                 raise DataError("training rows must hold at least two classes, got one", hint="look at the split and the target")
         unknowns = train.num_features * (len(seen) if len(seen) > 2 else 1)
-        with need("threadpoolctl", "model.kind linear").threadpool_limits(threads):
+        # Threads that wait for one another over small matrices cost more than they bring, most of all where others work too.
+        with need("threadpoolctl", "model.kind linear").threadpool_limits(threads if unknowns > ALONE else 1):
             if unknowns > MAX_UNKNOWNS[task]:
                 scaling, coefficient_SF, intercept_S = _by_library(train, task, params, seed)
             elif task == "regression":
