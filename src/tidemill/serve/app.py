@@ -23,6 +23,7 @@ from tidemill.core.package import Answers
 from tidemill.serve import docs, encoding, kserve, metrics, oip, plain
 from tidemill.serve.access import Access, Caller
 from tidemill.serve.access_log import TRACEPARENT, AccessLog, Trace
+from tidemill.serve.cache import Cache, CacheConfig, Kept, LocalKept, RedisKept
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.cors import Cors
 from tidemill.serve.http import Refused, Request, Response, json_response
@@ -78,6 +79,7 @@ class App:
         self.access = Access(self.config.auth, folder=folder, events=self._events) if self.config.auth is not None else None
         self.limits = Limits(self.config.limits, events=self._events) if self.config.limits is not None else None
         self.cors = Cors(self.config.cors) if self.config.cors is not None else None
+        self._caches = self._made_caches(self.config.cache) if self.config.cache is not None else {}
         self._started = time.time()
         self._log = PredictionLog(self.config.log_folder, count=self._count_log) if self.config.log else None
         self._access_log = AccessLog(self.config.access_log) if self.config.access_log is not None else None
@@ -142,10 +144,16 @@ class App:
         if call.work is None:
             return
         try:
-            call.answers = call.work.model.answer(call.work.inputs)
+            call.answers = self._answered(call.work, call.caller)
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(call, error)
         call.inferred = perf_counter()
+
+    def _answered(self, work: Work, caller: Caller | None) -> Answers:
+        cache = self._caches.get(work.model)
+        if cache is None:
+            return work.model.answer(work.inputs)
+        return cache.answer(work.inputs, work.rows, work.model.answer, tenant=caller.name if caller is not None else "")
 
     def finish(self, call: Call) -> Response:
         """The call's response, counted and logged; a call with work must have its answers."""
@@ -177,6 +185,8 @@ class App:
     def is_quick(self, call: Call) -> bool:
         """Whether answering takes so little time that it may be done where the request was read."""
         model = call.route.model
+        if model is not None and self.config.cache is not None and self.config.cache.redis is not None:
+            return False
         return model is None or (model.row_ms <= self.config.inline_ms and len(call.request.body) <= INLINE_BYTES)
 
     def close(self) -> None:
@@ -184,6 +194,20 @@ class App:
         for log in (self._log, self._access_log):
             if log is not None:
                 log.close()
+
+    def _made_caches(self, config: CacheConfig) -> dict[Model, Cache]:
+        kept: Kept = RedisKept(config.redis, ttl_s=config.ttl_s, events=self._events) if config.redis else LocalKept(config)
+
+        def counter(model: Model) -> Callable[[str, int], None]:
+            def count(outcome: str, rows: int) -> None:
+                with self.metrics.lock:
+                    self.metrics.cache_rows.sample(model.name, model.version, outcome).value += rows
+
+            return count
+
+        return {
+            model: Cache(kept, identity=model.package.identity, max_rows=config.max_rows, count=counter(model)) for model in self.models
+        }
 
     def _methods(self, path: str) -> dict[str, Route]:
         return self._routes.get(path) or self._routes.get(unquote(path).rstrip("/") or "/") or {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tidemill.serve.access.config import AuthConfig
+from tidemill.serve.cache import CacheConfig
 from tidemill.serve.cors import CorsConfig
 from tidemill.serve.limits import LimitsConfig
 
@@ -17,7 +18,6 @@ class ServeConfig:
 
     unbuilt: ClassVar[dict[str, str]] = {
         "batch": "send rows together to /predict_batch",
-        "cache": "cache in the caller, keyed by model version and input",
         "replicas": "start one server per port and balance over them",
         "tls": "end TLS in a proxy in front",
     }
@@ -48,6 +48,8 @@ class ServeConfig:
     """How much one key or address may ask; any amount when absent."""
     cors: CorsConfig | None = None
     """Which pages of other origins may ask; none when absent."""
+    cache: CacheConfig | None = None
+    """Answers that are kept; none when absent."""
     access_log: Path | None = None
     """File of one JSON line a request, "-" for stderr; none when absent."""
     log: bool = False

@@ -97,6 +97,10 @@ class Metrics:
         self.executions = Family(
             Sample, "tidemill_executions_total", "counter", "Runs of a model; rows by executions is the mean batch.", ("model", "version")
         )
+        self.cache_rows = Family(
+            Sample, "tidemill_cache_rows_total", "counter",
+            "Rows that met the cache: hit, miss, or shared with a caller who asked for the same.", ("model", "version", "outcome"),
+        )  # fmt: skip
         self.errors = Family(Sample, "tidemill_errors_total", "counter", "Requests refused or failed.", ("reason",))
         self.in_flight = Family(Sample, "tidemill_requests_in_flight", "gauge", "Requests whose answer is not sent.", ())
         self.models = Family(Sample, "tidemill_model_info", "gauge", "Models that answer.", ("model", "version", "identity", "task"))

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tidemill.core.events import Event, Events
 from tidemill.serve.app import App
@@ -65,3 +71,39 @@ def ask(send: Callable[..., Response]) -> Ask:
         return response.status, json.loads(response.body) if response.body else None
 
     return asked
+
+
+@contextmanager
+def started_redis() -> Iterator[tuple[str, Any]]:
+    """The address of a Redis of one's own, and its process."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as server:
+        url = f"redis://127.0.0.1:{port}/0"
+        end = time.monotonic() + 10
+        while True:
+            try:
+                redis.Redis.from_url(url).ping()
+                break
+            except redis.RedisError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+        yield url, server
+        server.terminate()
+
+
+@pytest.fixture
+def start_redis() -> Callable[[], AbstractContextManager[tuple[str, Any]]]:
+    """Starts a Redis of the test's own."""
+    return started_redis
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    with started_redis() as (url, _):
+        yield url

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,36 +132,6 @@ def test_the_longest_silent_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
     assert counter.take("49", rate) > 0
 
 
-@contextmanager
-def started_redis() -> Iterator[tuple[str, Any]]:
-    """The address of a Redis of one's own, and its process."""
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as server:
-        url = f"redis://127.0.0.1:{port}/0"
-        end = time.monotonic() + 10
-        while True:
-            try:
-                redis.Redis.from_url(url).ping()
-                break
-            except redis.RedisError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.05)
-        yield url, server
-        server.terminate()
-
-
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    with started_redis() as (url, _):
-        yield url
-
-
 def redis_counter(url: str, events: Events | None = None) -> RedisCounter:
     return RedisCounter(url, instead=LocalCounter(), events=events or Events())
 
@@ -190,12 +155,12 @@ def test_the_counts_of_both_places_agree(redis_url: str) -> None:
 
 
 @pytest.mark.server
-def test_without_redis_each_counts_alone_and_says_so() -> None:
+def test_without_redis_each_counts_alone_and_says_so(start_redis: Any) -> None:
     with pytest.raises(Unavailable, match="must answer when the server starts"):
         redis_counter("redis://127.0.0.1:1/0")
     said: list[Event] = []
     rate = Rate(per_s=0.01, burst=2)
-    with started_redis() as (url, server):
+    with start_redis() as (url, server):
         counter = redis_counter(url, Events(said.append))
         assert counter.take("a", rate) == 0
         assert said == []
