@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tidemill.ui import search
 from tidemill.ui.charts import Axis, Mark, bar, dots, line, nice_ticks, plot, rule, spread
 from tidemill.ui.collect import Report
 from tidemill.ui.format import number, percent, plain, score, seconds, shorten, words
@@ -38,8 +39,16 @@ def tuning(report: Report) -> Section | None:
         lead += f"; the project's own parameters reached {score(first['value'])}." if first else "."
     metric = report.stages.get("tune", {}).get("facts", {}).get("metric")
     note = f"{words(str(metric))} on the validation split" if metric else "value on the validation split"
-    charts = join(_history(trials, done, best, lower=lower, note=note), _parameters(done, best))
-    return Section(id="tuning", title="Tuning", lead=lead, body=join(charts, _trials(trials, best)))
+    lead = " ".join(part for part in (lead, search.told(report)) if part)
+    body = join(
+        _history(trials, done, best, lower=lower, note=note),
+        search.importance(report),
+        _parameters(done, best, search.ranges(report)),
+        search.parallel(done, lower=lower),
+        search.starts(report, trials),
+        _trials(trials, best),
+    )
+    return Section(id="tuning", title="Tuning", lead=lead, body=body)
 
 
 def model(report: Report) -> Section | None:
@@ -60,7 +69,12 @@ def model(report: Report) -> Section | None:
     )  # fmt: skip
     kind = str(report.find("train/train.json", "kind", default="model"))
     best = report.find("train/train.json", "best_round")
-    lead = {"xgboost": "Gradient-boosted trees (XGBoost)", "linear": "A linear model", "random_forest": "A random forest"}.get(kind, kind)
+    lead = {
+        "xgboost": "Gradient-boosted trees (XGBoost)",
+        "linear": "A linear model",
+        "random_forest": "A random forest",
+        "sklearn": f"An estimator of scikit-learn ({entries.get('estimator')})",
+    }.get(kind, kind)
     lead += f"; round {number(best)} was the best." if best else "."
     judged = report.find("train/train.json", "generalization", "said")
     lead += f" {judged}" if judged else ""
@@ -114,8 +128,8 @@ def _history(
     return plot(*marks, x=x, y=Axis(low=low, high=high), title="Trials", note=note, legend=legend, class_="wide")
 
 
-def _parameters(done: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None) -> Html | None:
-    """A small plot for each parameter: its value against the trial's."""
+def _parameters(done: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None, narrowed: Mapping[str, Sequence[float]]) -> Html | None:
+    """A small plot for each parameter: its value against the trial's, and the ends of what it was narrowed to."""
     names = list({name: None for trial in done for name in trial.get("params", {})})
     if len(done) < 3 or not names:
         return None
@@ -125,7 +139,8 @@ def _parameters(done: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | Non
         pairs = [(trial["params"][name], trial["value"], trial) for trial in done if name in trial.get("params", {})]
         axis, place = _parameter_axis([value for value, _, _ in pairs])
         points = [(place(value), measured) for value, measured, _ in pairs]
-        marks: list[Mark] = [dots(points, role="other", titles=[_named(trial) for _, _, trial in pairs], radius=3)]
+        marks: list[Mark] = [rule(x=place(end), role="best", name=f"narrowed to {plain(end)}") for end in narrowed.get(name, ())]
+        marks.append(dots(points, role="other", titles=[_named(trial) for _, _, trial in pairs], radius=3))
         if best is not None and name in best.get("params", {}):
             marks.append(dots([(place(best["params"][name]), best["value"])], role="model", radius=4.5, titles=[_named(best)]))
         figures.append(plot(*marks, x=axis, y=Axis(low=low, high=high, ticks=_few(low, high)), title=words(name)))
