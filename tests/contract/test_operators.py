@@ -182,6 +182,7 @@ class TestCross(OperatorConformance):
         (("string", "int64", "boolean"), ["cross", {"op": "vocabulary", "min_count": 1}]),
         (("float64", "int64"), ["bin", "cross", "frequency"]),
         (("boolean", "boolean"), ["cross", "one_hot"]),
+        (("string", "int64", "boolean"), ["cross", {"op": "hash", "buckets": 31}]),
         (("timestamp",), [{"op": "date_parts", "parts": ["weekday", "hour"]}, "cross", {"op": "one_hot", "min_count": 1}]),
     )
 

@@ -124,7 +124,7 @@ class Builder:
         if block.parts:
             raise ConfigError(
                 f"features.{block.names[0]}: cross must be followed by an operator that looks categories up",
-                hint="one_hot, vocabulary, frequency and target do",
+                hint="one_hot, vocabulary, hash, frequency and target do",
             )
         if len(block.tensors) == len(block):
             return block.tensors

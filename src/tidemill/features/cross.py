@@ -18,7 +18,7 @@ NULL_PART = "\\N"
 
 @dataclass(frozen=True, kw_only=True)
 class Cross:
-    r"""One category for each combination of the columns' categories, which `one_hot`, `vocabulary`, `frequency` and `target` take.
+    r"""One category for each combination of the columns' categories, which `one_hot`, `vocabulary`, `hash`, `frequency` and `target` take.
 
     It is said as `EWR × IAH`; a part's own × and \ are written \× and \\, so that different combinations never
     are said alike, and a null is \N. Nothing is fitted: which combinations count is up to the step that follows. In the graph
@@ -54,7 +54,7 @@ class Cross:
             joined([part if there else None for part, there in zip(row, present, strict=True)])
             for row, present in zip(zip(*parts, strict=True), zip(*known, strict=True), strict=True)
         ]
-        return Made({name: Values("string", texts[place_N])})
+        return Made({name: Values("string", texts[place_N], parts=tuple(columns))})
 
     def nodes(self, graph: Builder, name: str, columns: Sequence[Block], fitted: Fitted) -> Block:
         parts = tuple(part for column in columns for part in graph.singles(column))

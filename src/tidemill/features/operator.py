@@ -44,6 +44,8 @@ class Values:
     kind: Kind
     data: np.ndarray
     valid: np.ndarray | None = None
+    parts: tuple[Values, ...] = ()
+    """Of a cross, the columns that it is made of."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -76,6 +78,7 @@ class Texts(Values):
 
         object.__setattr__(self, "kind", "string")
         object.__setattr__(self, "valid", None)
+        object.__setattr__(self, "parts", ())
         object.__setattr__(self, "texts", texts)
         known = pc.fill_null(pc.not_equal(texts, NULL_STRING), False)
         object.__setattr__(self, "_known", np.asarray(known.to_numpy(zero_copy_only=False)))
