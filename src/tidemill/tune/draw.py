@@ -41,7 +41,8 @@ def draw(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study = optuna.create_study(
-            direction="maximize" if greater_is_better else "minimize", sampler=_sampler(optuna, sampler, f"{seed}/{number}")
+            direction="maximize" if greater_is_better else "minimize",
+            sampler=_sampler(optuna, sampler, f"{seed}/{number}", conditional=any(d.when for d in space.dimensions)),
         )
         if sampler != "random":
             study.add_trials([_frozen(optuna, space, trial, greater_is_better) for trial in trials if space.holds(trial.params)])
@@ -87,14 +88,14 @@ def _suggested(asked: Any, dimension: Dimension) -> Any:
     return asked.suggest_float(dimension.key, float(dimension.low), float(dimension.high), log=dimension.kind == "log_float")
 
 
-def _sampler(optuna: Any, name: str, seed: str) -> Any:
+def _sampler(optuna: Any, name: str, seed: str, *, conditional: bool) -> Any:
     samplers, number = optuna.samplers, zlib.crc32(seed.encode())
     if name == "random":
         return samplers.RandomSampler(seed=number)
     if name == "gp":
         need("torch", 'tune.sampler "gp"')
         return samplers.GPSampler(seed=number, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
-    return samplers.TPESampler(seed=number, n_startup_trials=STARTUP_TRIALS)
+    return samplers.TPESampler(seed=number, n_startup_trials=STARTUP_TRIALS, multivariate=True, group=conditional)
 
 
 def _frozen(optuna: Any, space: Space, trial: Trial, greater_is_better: bool) -> Any:

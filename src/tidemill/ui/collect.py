@@ -13,7 +13,7 @@ from tidemill.core.artifact import Artifact
 FILES = {
     "data": ("schema.json", "profile.json", "checks.json", "leakage.json"),
     "features": ("features.json",),
-    "tune": ("best.json", "trials.json"),
+    "tune": ("best.json", "trials.json", "search.json"),
     "train": ("train.json", "history.jsonl"),
     "package": ("tidemill.json", "contract.json", "baseline.json"),
 }

@@ -71,6 +71,7 @@ def model(report: Report) -> Section | None:
     best = report.find("train/train.json", "best_round")
     lead = {
         "xgboost": "Gradient-boosted trees (XGBoost)",
+        "ensemble": "Several models as one",
         "linear": "A linear model",
         "random_forest": "A random forest",
         "sklearn": f"An estimator of scikit-learn ({entries.get('estimator')})",

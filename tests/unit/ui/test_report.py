@@ -182,3 +182,19 @@ def test_features_that_were_left_out_stand_with_their_reasons(binary: Stages, ru
     assert page.count("says nothing &amp; ") == 50
     assert "f&lt;49&gt;" in page
     assert "10 more features" in page
+
+
+def test_a_search_says_what_mattered_what_was_narrowed_and_where_it_began(binary: Stages, run: dict[str, Any]) -> None:
+    made = render(collect(binary, run=run))
+    for said in (
+        "It began with 2 settings that did well on other tables.",
+        "The space was narrowed after 12 trials: grow fixed at loss",
+        "2 processes searched.",
+        "What mattered",
+        "Share of the differences between trials",
+        "fixed at loss",
+        "narrowed to 0.02",
+        "Values that go together",
+        "bikes, distance 1.20",
+    ):
+        assert said in made, said
