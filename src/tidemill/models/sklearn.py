@@ -209,7 +209,7 @@ class FittedEstimator:
                 warnings.simplefilter("ignore")
                 if self.task == "regression":
                     return np.asarray(self.estimator.predict(held_NF), np.float64).reshape(len(x_NF))
-                return np.asarray(self.estimator.predict_proba(held_NF), np.float64) @ self._places()
+                return np.asarray(np.asarray(self.estimator.predict_proba(held_NF), np.float64) @ self._places())
         except ValueError as error:
             _check_missing(self.estimator, held_NF, self.names, type(self.estimator).__name__)
             raise DataError(f"{type(self.estimator).__name__} must be able to answer these rows: {error}") from error

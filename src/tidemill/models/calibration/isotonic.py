@@ -155,27 +155,33 @@ class Piecewise:
             rise_B = np.diff(p_B) / np.diff(x_B)
             # Level before the first knot and from the last one on.
             pieces = [(x_B[0], p_B[0], 0.0), *zip(x_B[:-1], p_B[:-1], rise_B, strict=True), (x_B[-1], p_B[-1], 0.0)]
-            ids = iter(range(2 * len(pieces)))
-
-            def grow(first: int, last: int, k: int = k, x_B: np.ndarray = x_B, pieces: Any = pieces, ids: Any = ids) -> int:
-                """The node under which the pieces `first` to `last` are, halved until one is left."""
-                own = next(ids)
-                if first == last:
+            for own, (piece, below, above) in enumerate(_halves(len(pieces))):
+                if below < 0:
                     rows.append((k, own, 0, "LEAF", 0.0, 0, 0))
-                    leaves.extend((k, own, k + curves * part, float(value)) for part, value in enumerate(pieces[first]))
-                    return own
-                middle = (first + last + 1) // 2
-                place = len(rows)
-                rows.append((k, own, k, "BRANCH_LT", float(x_B[middle - 1]), 0, 0))
-                below, above = grow(first, middle - 1), grow(middle, last)
-                rows[place] = (k, own, k, "BRANCH_LT", float(x_B[middle - 1]), below, above)
-                return own
-
-            grow(0, len(pieces) - 1)
-        tree, own, feature, mode, value, below, above = (list(column) for column in zip(*rows, strict=True))
+                    leaves += [(k, own, k + curves * part, float(value)) for part, value in enumerate(pieces[piece])]
+                else:
+                    rows.append((k, own, k, "BRANCH_LT", float(x_B[piece - 1]), below, above))
+        tree, node, feature, mode, value, true, false = (list(column) for column in zip(*rows, strict=True))
         leaf_tree, leaf_node, leaf_target, leaf_value = (list(column) for column in zip(*leaves, strict=True))
         return {
-            "n_targets": 3 * curves, "nodes_treeids": tree, "nodes_nodeids": own, "nodes_featureids": feature, "nodes_modes": mode,
-            "nodes_values": value, "nodes_truenodeids": below, "nodes_falsenodeids": above, "target_treeids": leaf_tree,
+            "n_targets": 3 * curves, "nodes_treeids": tree, "nodes_nodeids": node, "nodes_featureids": feature, "nodes_modes": mode,
+            "nodes_values": value, "nodes_truenodeids": true, "nodes_falsenodeids": false, "target_treeids": leaf_tree,
             "target_nodeids": leaf_node, "target_ids": leaf_target, "target_weights": leaf_value,
         }  # fmt: skip
+
+
+def _halves(num_pieces: int) -> list[tuple[int, int, int]]:
+    """A search tree, its root first: of a branch the first piece above it and the places of both sides; of a leaf its piece, -1, -1."""
+    nodes: list[tuple[int, int, int]] = []
+
+    def grow(first: int, last: int) -> int:
+        own = len(nodes)
+        nodes.append((first, -1, -1))
+        if first < last:
+            middle = (first + last + 1) // 2
+            below, above = grow(first, middle - 1), grow(middle, last)
+            nodes[own] = (middle, below, above)
+        return own
+
+    grow(0, num_pieces - 1)
+    return nodes
