@@ -138,6 +138,16 @@ class TestEmbedding(OperatorConformance):
     chains = same(CATEGORIES, [["embedding"], [{"op": "embedding", "width": 3, "max_size": 2, "min_count": 1}]])
 
 
+class TestNgramTarget(OperatorConformance):
+    operator = "ngram_target"
+    chains = {
+        "string": [
+            [{"op": "ngram_target", "buckets": 512}],
+            [{"op": "ngram_target", "n": [3], "buckets": 97, "smooth": 0.0, "max_length": 5}, "impute"],
+        ]
+    }
+
+
 class TestTextStats(OperatorConformance):
     operator = "text_stats"
     chains = {

@@ -26,6 +26,7 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "engine": {"local": "tidemill.engines.local.engine:LocalEngine"},
     "model": {
+        "ensemble": "tidemill.models.ensemble:Ensemble",
         "linear": "tidemill.models.linear:Linear",
         "random_forest": "tidemill.models.random_forest:RandomForest",
         "sklearn": "tidemill.models.sklearn:Estimator",
@@ -50,6 +51,7 @@ TABLE: dict[str, dict[str, str]] = {
         "embedding": "tidemill.features.embedding:Embedding",
         "text_stats": "tidemill.features.text_stats:TextStats",
         "hash_ngrams": "tidemill.features.hash_ngrams:HashNgrams",
+        "ngram_target": "tidemill.features.ngram_target:NgramTarget",
         "date_parts": "tidemill.features.date_parts:DateParts",
         "cyclical": "tidemill.features.cyclical:Cyclical",
     },
