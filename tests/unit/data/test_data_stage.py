@@ -14,11 +14,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from tidemill.core.engine import EngineConfig, Source
 from tidemill.core.errors import ConfigError, DataError, TidemillError
 from tidemill.core.events import Event, Events
 from tidemill.core.project import from_tree
 from tidemill.core.schema import Schema
 from tidemill.data import stage
+from tidemill.data.table import checked_table
+from tidemill.engines.local.engine import LocalEngine
 
 Run = Callable[..., dict[str, Any]]
 
@@ -133,6 +136,25 @@ class TestOutput:
     def test_columns_keeps_those_only(self, data: Stage) -> None:
         data.run({"columns": ["distance", "late"]})
         assert data.table("train").column_names == ["distance", "late"]
+
+    def test_columns_that_are_not_kept_are_not_read(self, data: Stage, tmp_path: Path) -> None:
+        """Told from the plan that the engine is given, and from a file whose other columns cannot be read."""
+        config = data.project({"columns": ["distance", "late"]}).data
+        with LocalEngine(EngineConfig(threads=1), scratch=tmp_path / "scratch") as engine:
+            table, _ = checked_table(engine, engine.scan(Source(path=str(tmp_path / "trips.parquet"))), config)
+            plan = engine.frame(table).to_native().explain()
+        assert "distance" in plan
+        assert "late" in plan
+        assert "carrier" not in plan
+        file = pq.ParquetFile(tmp_path / "trips.parquet")
+        column = file.metadata.row_group(0).column(file.schema_arrow.names.index("carrier"))
+        start = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+        whole = bytearray((tmp_path / "trips.parquet").read_bytes())
+        whole[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+        (tmp_path / "trips.parquet").write_bytes(whole)
+        data.run({"columns": ["distance", "late"]})
+        with pytest.raises(DataError):
+            data.run({"columns": ["distance", "late", "carrier"]})
 
     def test_a_sample_is_a_share_of_the_rows_and_always_the_same(self, data: Stage) -> None:
         facts = data.run(sample=0.5)

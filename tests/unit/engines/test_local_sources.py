@@ -152,6 +152,15 @@ class TestParquet:
         assert "untouched" not in plan
         assert "untouched" not in engine.frame(engine.scan(Source(path=str(tmp_path / "wide.parquet")), ["used"])).to_native().explain()
 
+    def test_folders_that_are_not_needed_are_not_read(self, engine: LocalEngine, tmp_path: Path) -> None:
+        for day in (1, 2, 3):
+            (tmp_path / "table" / f"day={day}").mkdir(parents=True)
+            pq.write_table(pa.table({"x": [day]}), tmp_path / "table" / f"day={day}" / "rows.parquet")
+        rows = engine.scan(Source(path=str(tmp_path / "table")), None)
+        query = engine.frame(rows).filter(nw.col("day") == 2).select("x").to_native()
+        assert "1/3" in query.explain()  # files
+        assert query.fetchall() == [(2,)]
+
     def test_csv_projection_reaches_the_reader(self, engine: LocalEngine, tmp_path: Path) -> None:
         rows = engine.scan(csv(tmp_path, "used,untouched\n1,2\n"), None)
         plan = engine.frame(rows).select("used").to_native().explain()
