@@ -214,11 +214,29 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically."""
     temporary = path.parent / f"{PARTIAL}{path.name}-{uuid.uuid4().hex[:8]}"
     try:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
+        temporary.write_text(_readable(value) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _readable(value: Any, depth: int = 0) -> str:
+    """As `json.dumps` with `indent=1`, whose lists of plain values go through its quick encoder: some have 100,000."""
+    if not isinstance(value, (dict, list, tuple, str, int, float, type(None))):
+        return _readable(_plain(value), depth)
+    inner, outer = "\n" + " " * (depth + 1), "\n" + " " * depth
+    if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
+        entries = (f"{json.dumps(key, ensure_ascii=False)}: {_readable(entry, depth + 1)}" for key, entry in value.items())
+        return "{" + inner + ("," + inner).join(entries) + outer + "}"
+    if isinstance(value, (list, tuple)) and value:
+        if all(type(entry) in _SCALARS for entry in value):
+            return "[" + inner + json.dumps(value, ensure_ascii=False, separators=("," + inner, ": "))[1:-1] + outer + "]"
+        return "[" + inner + ("," + inner).join(_readable(entry, depth + 1) for entry in value) + outer + "]"
+    return json.dumps(value, indent=1, ensure_ascii=False, default=_plain).replace("\n", outer)
+
+
+_SCALARS = {str, int, float, bool, type(None)}
 
 
 def hash_file(path: Path) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tidemill.core.artifact import Artifact, lock, sweep, writing
+from tidemill.core.artifact import Artifact, lock, sweep, write_json, writing
 from tidemill.core.errors import Conflict, DataError
 
 
@@ -86,3 +90,16 @@ def test_the_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     holder.stdout.close()
     with lock(tmp_path / "lock"):
         assert (tmp_path / "lock").read_text(encoding="utf-8") == str(os.getpid())
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.lists(inner).map(tuple),
+        max_leaves=30,
+    )
+)
+def test_json_is_laid_out_as_the_standard_library_does(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    write_json(path, value)
+    assert path.read_text(encoding="utf-8") == json.dumps(value, indent=1, ensure_ascii=False) + "\n"
