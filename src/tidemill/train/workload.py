@@ -189,7 +189,9 @@ def prepare_model(project: Project, tuned: Mapping[str, Any] | None = None) -> t
     """The project's model and its checked parameters, with what tuning found (`model.<name>` to value) over them."""
     config: ModelConfig = project.model
     folder = str(project.folder.resolve())
-    if ":" in f"{config.kind}{config.params.get('estimator', '')}" and folder not in sys.path:
+    members = [member for member in config.params.get("members", ()) if isinstance(member, Mapping)]
+    named = [one.get(key, "") for one in ({"kind": config.kind, **config.params}, *members) for key in ("kind", "estimator")]
+    if any(":" in str(name) for name in named) and folder not in sys.path:
         sys.path.insert(0, folder)
     overrides = {path.removeprefix("model."): value for path, value in (tuned or {}).items()}
     model: Any = config.model()

@@ -45,6 +45,7 @@ def quality(report: Report) -> Section | None:
             _metrics(found, headline(report)),
             tag("div", *drawn, class_="charts") if drawn else None,
             _confusion(curves.get("confusion")),
+            _intervals(report.files.get("package/evidence/interval.json")),
         ),
     )
 
@@ -122,6 +123,23 @@ def _metrics(found: Any, headlined: str | None) -> Html:
     ]
     columns = ("Metric", "This model", "95 % interval", *(name for _, name in others))
     return table(columns, rows, caption="Metrics on the test split", numbers=range(1, len(columns)))
+
+
+def _intervals(found: Any) -> Html | None:
+    """What the intervals hold and how wide they are, beside the range that holds as much without a model."""
+    if dig(found, "coverage") is None:
+        return None
+    kept = dig(found, "high", default=1.0) >= dig(found, "level", default=0.0)
+    entries = [
+        ("Made to hold", percent(dig(found, "level"))),
+        ("Held", join(percent(found["coverage"]), " ", badge("as made", "good") if kept else badge("too few", "warn"))),
+        ("95 % interval", f"{percent(dig(found, 'low'))} to {percent(dig(found, 'high'))}"),
+        ("True value below, above", f"{percent(dig(found, 'below'))}, {percent(dig(found, 'above'))}"),
+        ("Width, mean and median", f"{number(dig(found, 'mean_width'), digits=4)}, {number(dig(found, 'median_width'), digits=4)}"),
+        ("Width without the model", number(dig(found, "target_width"), digits=4)),
+    ]
+    facts = tag("dl", *(part for name, value in entries for part in (tag("dt", name), tag("dd", value))), class_="facts")
+    return join(tag("h3", "Intervals"), facts)
 
 
 def _validation_only(report: Report) -> Section | None:

@@ -231,7 +231,7 @@ def _promise_name(promise: Mapping[str, Any]) -> str:
     names = {
         "parity": "Parity", "better than trivial": "Better than trivial", "quality min": "Quality", "quality max": "Quality",
         "quality max_drop": "No drop against the champion", "latency p50_ms": "Median latency", "latency p99_ms": "Latency, p99",
-        "size max_mb": "Size",
+        "size max_mb": "Size", "interval min_coverage": "Coverage of intervals", "interval max_width": "Width of intervals",
     }  # fmt: skip
     name = str(promise.get("name", ""))
     return names.get(name, name.capitalize())
@@ -243,7 +243,11 @@ def _metric(promise: Mapping[str, Any], report: Report) -> str | None:
         named = promise.get("metric")
         metric = headline(report) if named in (None, "default") else str(named)
         return words(metric) if metric else None
-    return {"parity.max_difference": "largest difference from the native path", "size.mb": "all graphs"}.get(measure)
+    told = {
+        "parity.max_difference": "largest difference from the native path", "size.mb": "all graphs",
+        "interval.coverage": "true values inside", "interval.mean_width": "mean, in the target's unit",
+    }  # fmt: skip
+    return told.get(measure)
 
 
 def _relation(promise: Mapping[str, Any]) -> str:
