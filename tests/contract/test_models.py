@@ -141,7 +141,7 @@ def test_saved_and_loaded_is_the_same(case: tuple[str, str, Any], tmp_path: Path
     np.testing.assert_array_equal(loaded.predict(x_NF), fitted.predict(x_NF))
     assert loaded.to_onnx() == fitted.to_onnx()
     assert loaded.importance() == fitted.importance()
-    assert {path.suffix for path in (tmp_path / "native").iterdir()} <= set(TEXT)
+    assert {path.suffix for path in (tmp_path / "native").rglob("*") if path.is_file()} <= set(TEXT)
 
 
 def test_the_same_fit_gives_the_same_bytes(case: tuple[str, str, Any], tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_the_same_fit_gives_the_same_bytes(case: tuple[str, str, Any], tmp_path:
     again = fit(kind, task)
     for folder, model in (("a", fitted), ("b", again)):
         native.save(model, tmp_path / folder, kind=kind)
-    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    files = sorted(str(path.relative_to(tmp_path / "a")) for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert [(tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files] == [True] * len(files)
     assert again.to_onnx().SerializeToString(deterministic=True) == fitted.to_onnx().SerializeToString(deterministic=True)
 
@@ -226,8 +226,8 @@ def test_no_rows_are_an_error(case: tuple[str, str, Any]) -> None:
 def test_a_damaged_model_is_named(case: tuple[str, str, Any], tmp_path: Path) -> None:
     kind, _, fitted = case
     native.save(fitted, tmp_path / "native", kind=kind)
-    for path in (tmp_path / "native").iterdir():
-        if path.name != native.KIND:
+    for path in (tmp_path / "native").rglob("*"):
+        if path.is_file() and path.name != native.KIND:
             path.write_bytes(b"{")
     with pytest.raises(DataError, match="must hold"):
         native.load(tmp_path / "native")

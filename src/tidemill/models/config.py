@@ -15,7 +15,7 @@ from tidemill.models.calibration import CURVES
 from tidemill.models.interval import QuantileModel
 
 # Kinds that are known by name and not built in this version.
-UNBUILT = ("mlp", "dcn", "two_tower", "text", "image", "sequence", "decoder", "ensemble")
+UNBUILT = ("mlp", "dcn", "two_tower", "text", "image", "sequence", "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class ModelConfig:
     """What is fitted, and how its scores become probabilities."""
 
     kind: str = "xgboost"
-    """linear | random_forest | xgboost | sklearn | the name of an installed kind | "my.module:build", a class or function that gives a Model."""
+    """linear | random_forest | xgboost | sklearn | ensemble | the name of an installed kind | "my.module:build", a class or
+    function that gives a Model."""
     calibrate: str | None = None
     """platt: a logistic curve over the score, fitted on the validation rows; isotonic: any rising curve, for 500 of them or
     more; absent means none."""
