@@ -73,10 +73,10 @@ def test_target_keys_and_weight_are_no_inputs(data: Artifact, tmp_path: Path) ->
 
 
 def test_the_same_rows_give_the_same_bytes_whatever_the_threads(data: Artifact, tmp_path: Path) -> None:
-    features = {"distance": [{"op": "impute", "strategy": "mean"}, "standardize"], "year": [], "carrier": ["vocabulary"]}
+    features = {"distance": [{"op": "impute", "strategy": "mean"}, "standardize"], "year": [], "carrier": ["target"]}
     for threads in (1, 2):
         run(data, tmp_path / f"out{threads}", features, threads=threads)
-    for name in ("features.onnx", "features.json"):
+    for name in ("features.onnx", "training.onnx", "features.json"):
         assert hash_file(tmp_path / "out1" / name) == hash_file(tmp_path / "out2" / name)
 
 
@@ -84,6 +84,7 @@ def test_the_same_rows_give_the_same_bytes_whatever_the_threads(data: Artifact, 
     ("features", "message"),
     [
         ({"late": ["impute"]}, "features.late: must be no input, is the target"),
+        ({"x": {"of": ["late", "year"], "steps": ["cross", "one_hot"]}}, "features.x.of: must be no input, is the target"),
         ({"id": ["impute"]}, "features.id: must be no input, is a key"),
         (
             {"distence": ["impute"]},
@@ -96,6 +97,18 @@ def test_a_column_that_cannot_be_a_feature_is_named(data: Artifact, tmp_path: Pa
     with pytest.raises(ConfigError, match=re.escape(message)):
         run(data, tmp_path / "out", features)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_only_what_the_target_taught_makes_a_graph_for_training(data: Artifact, tmp_path: Path) -> None:
+    run(data, tmp_path / "plain", {})
+    assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == ["features.json", "features.onnx"]
+    features = {"pair": {"of": ["carrier", "year"], "steps": ["cross", "target"]}, "drop": ["carrier", "year", "distance"]}
+    run(data, tmp_path / "taught", features)
+    names = {}
+    for name in ("features", "training"):
+        names[name] = [value.name for value in onnx.load(tmp_path / "taught" / f"{name}.onnx").graph.input]
+    assert names["features"] == ["carrier", "year", "year__valid"]
+    assert names["training"] == [*names["features"], "__fold"]
 
 
 def test_dropping_a_column_of_another_role_changes_nothing(data: Artifact, tmp_path: Path) -> None:
