@@ -72,13 +72,14 @@ def stack(
     if not classes:  # centred and in the target's own scale, so that one pull fits all targets
         middle, scale = float(weight_N @ y_N), float(np.sqrt(weight_N @ np.square(y_N - weight_N @ y_N))) or 1.0
         level_NMK, y_N = (level_NMK - middle) / scale, (y_N - middle) / scale
-    pull = _PRIOR_ROWS / len(y_N)
+    # Offsets are free; the little is for classes, of whose offsets only the differences count.
+    pull = np.concatenate([np.full(num_models, _PRIOR_ROWS / len(y_N)), np.full(num_outputs, 1e-9)])
     equal = np.concatenate([np.full(num_models, 1 / num_models), np.zeros(num_outputs)])
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         value, gradient, hessian = (_softmax_loss if classes else _squared_loss)(level_NMK, y_N, weight_N, theta)
         away = theta - equal
-        return value + pull * float(away @ away) / 2, gradient + pull * away, hessian + pull * np.eye(len(theta))
+        return value + float(pull @ np.square(away)) / 2, gradient + pull * away, hessian + np.diag(pull)
 
     theta = newton(loss, equal, bounded=num_models if non_negative else 0)
     weight_M, offset_K = theta[:num_models], theta[num_models:]
