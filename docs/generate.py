@@ -119,6 +119,7 @@ def inner_structs(struct: type) -> Iterator[tuple[str, type]]:
             yield (f"{field}.<column>" if get_origin(hint) in (dict, Mapping) else field), inner
     if struct.__name__ == "DataConfig":
         yield "source.<name>", importlib.import_module("tidemill.data.config").SourceConfig
+        yield "sample", importlib.import_module("tidemill.data.config").Sampling
 
 
 def structs_in(hint: Any) -> Iterator[type]:

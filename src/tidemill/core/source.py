@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from tidemill.core.engine import Format, Source
 from tidemill.core.errors import DataError, nearest
@@ -109,7 +109,7 @@ def _in_folder(folder: Path, source: Source) -> list[Path]:
     return files
 
 
-def _is_data(path: Path) -> bool:
+def _is_data(path: PurePath) -> bool:
     return not any(part.startswith(("_", ".")) for part in path.parts)
 
 

@@ -18,12 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tidemill.core.engine import Rows
 from tidemill.data.split import SPLITS, Cuts
 from tidemill.data.table import KEY, ROW, mixed, unsigned
 from tidemill.data.target import TargetFacts
 
 SAMPLE_ROWS = 50_000
-COUNTED_ROWS = 4_000_000
+SAMPLE_BYTES = 48 << 20
+COUNTED_ROWS = 2_000_000
 MIN_ROWS = 100
 MIN_CLASS_ROWS = 20
 MAX_CLASSES = 8
@@ -110,6 +112,13 @@ def shared(hashes: Sequence[Sequence[np.ndarray]], column: str, keys: Sequence[s
         return [{"kind": "keys_in_splits", "column": named, "message": message, "value": total}]
     message = f"equal rows are in two splits: {listed}; a model is judged on rows that it has seen"
     return [{"kind": "duplicate_rows", "column": None, "message": message, "value": total}]
+
+
+def sample_share(rows: Rows, known: int) -> float:
+    """The share of the rows to look at for columns that give the target away: fewer of wide ones."""
+    first = next(iter(rows.batches(8_192)), None)
+    width = first.nbytes / first.num_rows if first is not None and first.num_rows else 1.0
+    return min(1.0, min(SAMPLE_ROWS, SAMPLE_BYTES / width) / known)
 
 
 @dataclass(frozen=True)

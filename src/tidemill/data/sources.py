@@ -99,7 +99,8 @@ def _hash_of_rows(source: Source, cache: Path | None, config: EngineConfig) -> s
             engine.write(rows, Target(path=kept))
             rows = engine.scan(Source(path=str(kept), format="parquet"), None)
         shape = [[field.name, str(field.type)] for field in rows.schema]
-        return hash_json([shape, *map(str, engine.reduce(rows, RowsHash()))])
+        state: tuple[int, int, int] = engine.reduce(rows, RowsHash())
+        return hash_json([shape, *map(str, state)])
 
 
 def _kept(cache: Path | None, source: Source) -> Path | None:

@@ -230,8 +230,7 @@ def _leaks(
     for column in (ROW, KEY) if config.keys else (ROW,):
         hashes = engine.reduce(_select(engine, rows, [column, ORDER, STRATUM]), leakage.SplitHashes(cuts, column, every))
         found += leakage.shared(hashes, column, config.keys, every=every)
-    share = min(1.0, leakage.SAMPLE_ROWS / known)
-    batches = engine.reduce(rows, leakage.TrainSample(cuts, share))
+    batches = engine.reduce(rows, leakage.TrainSample(cuts, leakage.sample_share(rows, known)))
     features = [name for name in schema.names if name not in (config.target, config.weight, *config.keys)]
     sample = pa.Table.from_batches(batches)
     found += leakage.giveaways(sample, features, facts, threshold=config.leakage)

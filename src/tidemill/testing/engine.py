@@ -275,7 +275,7 @@ class DataEngineSuite:
 
     def test_files_come_near_the_size_asked_for(self, tmp_path: Path) -> None:
         size = 100_000
-        layouts = [None, *(Partitioning(**by, parts=0) for by in ({"keys": ("text",)}, {"kind": "round_robin"}))]  # type: ignore[arg-type]
+        layouts = [None, *(Partitioning(**by, parts=0) for by in ({"keys": ("text",)}, {"kind": "round_robin"}))]
         layouts.append(Partitioning(keys=("number",), kind="range"))
         noise = np.random.default_rng(0).integers(0, 2**62, ROWS)
 

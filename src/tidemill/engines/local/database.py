@@ -82,7 +82,7 @@ def _read(connect: Callable[..., Any], url: str, query: str, path: Path, *, firs
         cursor.execute(f"{first} UNION ALL SELECT * FROM ({query})" if first else query)
         reader = cursor.fetch_record_batch()
         schema, numerics = _stored(reader.schema)
-        batches = (_plain(batch, schema) for batch in reader)
+        batches: Iterator[pa.RecordBatch] = (_plain(batch, schema) for batch in reader)
         if first:
             batches = _without_first(batches)
         with pq.ParquetWriter(path, schema, compression="zstd", compression_level=1) as writer:

@@ -109,6 +109,7 @@ class LocalEngine:
     def _in_parts(self, rows: Rows, by: Partitioning, file_bytes: int | None = None) -> str:
         """The query of the rows with their part, parts one after the other."""
         kept, parts = _local(rows), by.parts
+        path = ""
         if by.kind == "round_robin" or not parts:
             path = self._spool(kept)
             parts = parts or -(-_size(path) // (file_bytes or _size(path)))
@@ -153,7 +154,7 @@ class LocalEngine:
         most = None
         if by.kind == "range" and by.parts > 1:
             rows = self._query(f"FROM read_parquet({self._spool(_local(rows))})")
-            most = -(-self._connection.sql(f"SELECT count(*) FROM ({_local(rows).relation.sql_query()})").fetchall()[0][0] // by.parts)
+            most = -(-rows.relation.count("*").fetchall()[0][0] // by.parts)
         ordered = self.exchange(rows, replace(by, parts=1))
         return write_folder(_local(ordered), target, files=Layout(target, keys=by.keys, rows=most))
 
