@@ -60,14 +60,15 @@ def test_a_pass_that_was_left_early_keeps_nothing(finished_stages: Stages) -> No
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 @pytest.mark.parametrize("batch_rows", [300, 65_536])
-@pytest.mark.parametrize("keys", [True, False])
+@pytest.mark.parametrize("by", ["keys", "values", "position"])
 def test_training_rows_see_what_the_other_folds_teach_and_other_rows_what_all_do(
-    finished_stages: Stages, tmp_path: Path, task: str, batch_rows: int, keys: bool
+    finished_stages: Stages, tmp_path: Path, task: str, batch_rows: int, by: str
 ) -> None:
     data, _ = finished_stages(task)
     facts = data.read_json("schema.json")
-    columns = [*facts["columns"][:3], {"name": "outcome", "type": "string", "nullable": False}]
-    write_json(data.path / "schema.json", facts | {"keys": ["id"] if keys else [], "columns": columns})
+    raw = facts["columns"][1:3] if by == "position" else facts["columns"][:3]
+    columns = [*raw, {"name": "outcome", "type": "string", "nullable": False}]
+    write_json(data.path / "schema.json", facts | {"keys": ["id"] if by == "keys" else [], "columns": columns})
     steps = {"carrier": ["target"], "both": {"of": ["carrier", "stops"], "steps": ["cross", "target"]}}
     project = from_tree({"name": "n", "data": {"source": "x.parquet", "target": "outcome"}, "features": steps})
     with writing(tmp_path / "fitted", stage="features") as out:
@@ -75,7 +76,7 @@ def test_training_rows_see_what_the_other_folds_teach_and_other_rows_what_all_do
     features = Artifact.open(tmp_path / "fitted")
     description = features.read_json("features.json")
     folds = Folds.from_json(description["folds"])
-    assert folds.columns == (("id",) if keys else ("distance", "stops", "carrier"))
+    assert folds.columns == {"keys": ("id",), "values": ("distance", "stops", "carrier"), "position": ()}[by]
     for split in ("train", "valid"):
         matrix = FeatureMatrix(data, features, split, batch_rows=batch_rows, threads=2)
         x_NF = np.concatenate([batch.x_NF for batch in matrix.batches()])
