@@ -37,7 +37,7 @@ from tidemill.features.operator import (
     times,
 )
 from tidemill.features.reference import apply, part_name, raw_values
-from tidemill.features.statistics import Categories, Tally, bounded
+from tidemill.features.statistics import Bounded, Categories, Tally, bounded
 from tidemill.features.supervision import Supervision
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class Level:
             for name, state in states.items():
                 fit = task.fits[name]
                 states[name] = state if isinstance(fit, dict) else fit.merge(state, others[name])
-        bounded([state for _, states in left for state in states.values() if isinstance(state, Tally)])
+        bounded([state for _, states in left for state in states.values() if isinstance(state, Bounded)])
         return left
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -267,7 +267,25 @@ class Tally:
         return self._pieces[0]
 
 
-def bounded(tallies: Sequence[Tally], most: int | None = None) -> None:
+@runtime_checkable
+class Bounded(Protocol):
+    """A state with entries for categories, of which it can give some up."""
+
+    @property
+    def size(self) -> int:
+        """Entries in memory, some of them maybe more than once."""
+        ...
+
+    def __len__(self) -> int:
+        """Entries, once they are summed up."""
+        ...
+
+    def keep(self, most: int) -> None:
+        """Leave at most `most` entries."""
+        ...
+
+
+def bounded(tallies: Sequence[Bounded], most: int | None = None) -> None:
     """Leave at most some `most` categories in all, 2^20 by default: those of the column with the most are thinned out first."""
     most = MAX_CATEGORIES if most is None else most
     sizes = [tally.size for tally in tallies]

@@ -26,7 +26,8 @@ class Target:
 
     A binary task's target is 1 for its second class. A multiclass task makes a feature `<column>.<class>` for each class. A training
     row sees the mean of the folds that it is not in (`features.folds`), else it would be told its own target; every
-    other row, and all that a package answers, sees the mean of all training rows. Weights of rows do not count.
+    other row, and all that a package answers, sees the mean of all training rows. Weights of rows do not count. Where all
+    columns together have more categories than memory should hold, the rarest are given up, as with `vocabulary`.
 
     | value                      | becomes                                                            |
     |----------------------------|--------------------------------------------------------------------|
@@ -94,6 +95,8 @@ class Sums:
     """Rows, sums and squares of the target by category and fold; what is added waits until it is worth summing up."""
 
     def __init__(self) -> None:
+        self.rest: list[pa.Table] = []
+        """Of categories that were given up, by fold."""
         self._pieces: list[pa.Table] = []
         self._waiting = 0
         self._whole = 0
@@ -105,8 +108,36 @@ class Sums:
             self.summed()
 
     def merge(self, other: Sums) -> None:
+        self.rest += other.rest
         for piece in other._pieces:
             self.add(piece)
+
+    def __len__(self) -> int:
+        return len(self.summed())
+
+    @property
+    def size(self) -> int:
+        """Entries in memory: categories by fold, some of them more than once."""
+        return sum(len(piece) for piece in self._pieces)
+
+    def keep(self, most: int) -> None:
+        """Leave at most `most` entries, those of the categories with the most rows so far; of the others only their sum."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        table = self.summed()
+        if len(table) <= most:
+            return
+        place, categories = _places(table)
+        rows_V, entries_V = np.bincount(place, table["rows"].to_numpy()), np.bincount(place)
+        order = np.argsort(-rows_V, kind="stable")
+        kept_V = np.zeros(len(order), bool)
+        kept_V[order] = np.cumsum(entries_V[order]) <= most
+        kept_V[len(categories) :] = True  # null
+        kept = pa.array(kept_V[place])
+        self.rest = [_summed(pa.concat_tables([*self.rest, table.filter(pc.invert(kept)).drop_columns(["value"])]), ["fold"])]
+        self._pieces = [table.filter(kept)]
+        self._waiting, self._whole = 0, len(self._pieces[0])
 
     def summed(self) -> pa.Table:
         """One row for each category and fold that occur together."""
@@ -114,9 +145,7 @@ class Sums:
 
         table = pa.concat_tables(self._pieces)
         if self._waiting:
-            numbers_ = [name for name in table.column_names if name not in ("value", "fold")]
-            grouped = table.group_by(["value", "fold"], use_threads=False).aggregate([(name, "sum") for name in numbers_])
-            table = grouped.rename_columns([name.removesuffix("_sum") for name in grouped.column_names]).select(table.column_names)
+            table = _summed(table, ["value", "fold"])
         self._pieces, self._waiting, self._whole = [table.combine_chunks()], 0, len(table)
         return self._pieces[0]
 
@@ -157,9 +186,8 @@ class TargetMeans:
 
         table = state.summed()
         folds, width = self.predicted.num_folds, self.predicted.num_values
-        coded = table["value"].combine_chunks().dictionary_encode()
-        size = len(coded.dictionary)
-        place = pc.fill_null(coded.indices, size).to_numpy()  # null is the place after the last
+        place, categories = _places(table)
+        size = len(categories)
         fold = table["fold"].to_numpy()
         rows_VF = np.zeros((size + 1, folds), np.int64)
         rows_VF[place, fold] = table["rows"].to_numpy()
@@ -167,25 +195,32 @@ class TargetMeans:
         for t in range(width):
             sum_VFT[place, fold, t] = table[f"sum {t}"].to_numpy()
             square_VFT[place, fold, t] = table[f"square {t}"].to_numpy()
-        mean_VFT = np.stack(
-            [self._means(*(part[:, kept].sum(axis=1) for part in (rows_VF, sum_VFT, square_VFT))) for kept in _kept(folds)], axis=1
-        )
+        rest_F, rest_FT = np.zeros(folds), np.zeros((folds, width))
+        for given_up in state.rest:
+            np.add.at(rest_F, given_up["fold"].to_numpy(), given_up["rows"].to_numpy())
+            for t in range(width):
+                np.add.at(rest_FT[:, t], given_up["fold"].to_numpy(), given_up[f"sum {t}"].to_numpy())
+        each = []
+        for kept in _kept(folds):
+            parts = (part[:, kept].sum(axis=1) for part in (rows_VF, sum_VFT, square_VFT))
+            each.append(self._means(*parts, rest=rest_F[kept].sum(), rest_T=rest_FT[kept].sum(axis=0)))
+        mean_VFT = np.stack(each, axis=1)
         rows_V = rows_VF.sum(axis=1)
-        by_value = pc.array_sort_indices(coded.dictionary).to_numpy()
+        by_value = pc.array_sort_indices(categories).to_numpy()
         order = by_value[np.argsort(-rows_V[by_value], kind="stable")]
         order = order[rows_V[order] >= self.operator.min_count][: self.operator.max_size]
         return {
             "labels": list(self.predicted.labels),
-            "categories": coded.dictionary.take(pa.array(order)).to_pylist(),
+            "categories": categories.take(pa.array(order)).to_pylist(),
             "values": _shortened(mean_VFT[order]),
             "null": _shortened(mean_VFT[size] if rows_V[size] >= self.operator.min_count else mean_VFT[size + 1]),
             "prior": _shortened(mean_VFT[size + 1]),
         }
 
-    def _means(self, rows_V: np.ndarray, sum_VT: np.ndarray, square_VT: np.ndarray) -> np.ndarray:
-        """Smoothed means by category, and that of all rows last; 0 where there are none."""
+    def _means(self, rows_V: np.ndarray, sum_VT: np.ndarray, square_VT: np.ndarray, *, rest: float, rest_T: np.ndarray) -> np.ndarray:
+        """Smoothed means by category, and that of all rows last, also of `rest` ones without category; 0 where there are none."""
         total = rows_V.sum()
-        prior_T = sum_VT.sum(axis=0) / max(total, 1)
+        prior_T = (sum_VT.sum(axis=0) + rest_T) / max(total + rest, 1)
         there = rows_V[:, None] > 0
         n_V1 = np.maximum(rows_V[:, None], 1)
         with np.errstate(all="ignore"):
@@ -200,6 +235,20 @@ class TargetMeans:
                 trust_VT = n_V1 / (n_V1 + self.operator.smooth)
         trust_VT = np.where(there & np.isfinite(trust_VT), trust_VT, 0.0)
         return np.concatenate([trust_VT * mean_VT + (1 - trust_VT) * prior_T, prior_T[None]])
+
+
+def _places(table: pa.Table) -> tuple[np.ndarray, pa.Array]:
+    """Each entry's place among the categories, and those; a null's is the one after the last."""
+    import pyarrow.compute as pc
+
+    coded = table["value"].combine_chunks().dictionary_encode()
+    return pc.fill_null(coded.indices, len(coded.dictionary)).to_numpy(), coded.dictionary
+
+
+def _summed(table: pa.Table, by: list[str]) -> pa.Table:
+    added = [name for name in table.column_names if name not in by]
+    grouped = table.group_by(by, use_threads=False).aggregate([(name, "sum") for name in added])
+    return grouped.rename_columns([name.removesuffix("_sum") for name in grouped.column_names]).select(table.column_names)
 
 
 def _credibility(rows_V: np.ndarray, mean_VT: np.ndarray, within_VT: np.ndarray, prior_T: np.ndarray) -> np.ndarray:

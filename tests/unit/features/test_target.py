@@ -166,6 +166,26 @@ def test_a_row_is_told_what_the_other_folds_teach(rows: list[tuple[str | None, i
         assert made[i, 0] == pytest.approx((sum(of_it) + 2 * prior) / (len(of_it) + 2), abs=1e-5)
 
 
+def test_what_is_given_up_for_memory_still_counts_in_the_mean_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(6)
+    names = [*np.repeat([f"often {i}" for i in range(5)], 100), *(f"once {i}" for i in range(500))]
+    table = pa.table(
+        {"c": pa.array(names).take(pa.array(random.permutation(1000))), "x": random.random(1000), "y": random.normal(5, 1, 1000)}
+    )
+    step = {"c": [{"op": "target", "smooth": 1}]}
+    whole, _ = fit_table(table, step, target={"target": "y"}, batch_rows=50)
+    monkeypatch.setattr("tidemill.features.statistics.MAX_CATEGORIES", 120)
+    less, _ = fit_table(table, step, target={"target": "y"}, batch_rows=50)
+    of_whole, of_less = (made["columns"]["c"][0]["fitted"] for made in (whole, less))
+    assert len(of_whole["categories"]) == 505
+    assert len(of_less["categories"]) < 120
+    assert set(of_less["categories"]) > {f"often {i}" for i in range(5)}
+    np.testing.assert_allclose(of_less["prior"], of_whole["prior"], rtol=1e-6)
+    for name, row in zip(of_less["categories"], of_less["values"], strict=True):
+        if name.startswith("often"):
+            np.testing.assert_allclose(row, of_whole["values"][of_whole["categories"].index(name)], rtol=1e-6)
+
+
 def test_without_a_target_there_is_nothing_to_learn_from() -> None:
     with pytest.raises(ConfigError, match=r"features\.city: an operator that learns from the target must be given it"):
         fit_table(TABLE, {"city": ["target"]})
