@@ -125,9 +125,10 @@ class ModelConfig:
                 raise ConfigError(f"{path}.class_weight.{name}: must be a number of at least 0, got {weight!r} ({where})")
 
     def _check_interval(self, path: str, where: str) -> None:
-        if self.interval is None:
+        share: Any = self.interval
+        if share is None:
             return
-        if isinstance(self.interval, bool) or not isinstance(self.interval, (int, float)) or not 0.1 <= self.interval <= 0.99:
-            raise ConfigError(f"{path}.interval: must be a share in 0.1..0.99, got {self.interval!r} ({where})")
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0.1 <= share <= 0.99:
+            raise ConfigError(f"{path}.interval: must be a share in 0.1..0.99, got {share!r} ({where})")
         if ":" not in self.kind and not isinstance(self.model(), QuantileModel):
             raise Unsupported(f"{path}.interval: needs a kind that fits quantiles, got {self.kind!r} ({where})", hint="xgboost does")

@@ -235,7 +235,7 @@ class FittedEnsemble:
         answer_NMK = _of_members(self.members, x_NF)
         if self.task == "regression":
             score_N1 = np.einsum("nmk,m->nk", answer_NMK, self.weight_M)
-            return score_N1 if self.offset_K is None else score_N1 + self.offset_K
+            return np.asarray(score_N1 if self.offset_K is None else score_N1 + self.offset_K)
         if self.offset_K is None:
             score_NK = _logs(np.einsum("nmk,m->nk", answer_NMK, self.weight_M))
         else:
@@ -313,7 +313,7 @@ def _answers(members: Sequence[base.Fitted], matrix: base.Matrix) -> np.ndarray:
 
 
 def _logs(probability: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(probability, pooling.LEAST))
+    return np.asarray(np.log(np.maximum(probability, pooling.LEAST)))
 
 
 def _loss(members: Sequence[base.Fitted], valid: base.Matrix | None, task: Any) -> dict[str, float]:

@@ -69,6 +69,7 @@ def stack(
     num_models, num_outputs = level_NMK.shape[1:]
     weight_N = np.ones(len(y_N)) if weight_N is None else weight_N
     weight_N = weight_N / weight_N.sum()
+    middle, scale = 0.0, 1.0
     if not classes:  # centred and in the target's own scale, so that one pull fits all targets
         middle, scale = float(weight_N @ y_N), float(np.sqrt(weight_N @ np.square(y_N - weight_N @ y_N))) or 1.0
         level_NMK, y_N = (level_NMK - middle) / scale, (y_N - middle) / scale

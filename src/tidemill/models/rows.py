@@ -42,7 +42,7 @@ class Drawn:
         if not self._weighs:
             return None if weight_N is None else weight_N[kept_N]
         drawn_N = times_N[kept_N].astype(np.float64)
-        return drawn_N if weight_N is None else drawn_N * weight_N[kept_N]
+        return drawn_N if weight_N is None else np.asarray(drawn_N * weight_N[kept_N])
 
 
 def every(matrix: Matrix, most: int) -> Matrix:
