@@ -38,15 +38,20 @@ TYPES = {"distance": "FP64", "fare": "FP32", "seats": "INT64", "carrier": "BYTES
 ONLY_IN_FULL = [0, 1]  # rows without a null, for clients that cannot say one
 
 
+# Where a server takes gRPC, by its address.
+GRPC: dict[str, str] = {}
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server of tiny packages, `rows` the default and `texts` beside it."""
     folder = tmp_path_factory.mktemp("served")
     packages = [tiny_package(folder / "rows", name="rows", version="3"), tiny_package(folder / "texts", task="text", name="texts")]
     ready: queue.Queue[Running] = queue.Queue()
-    thread = threading.Thread(target=serve, args=(packages,), kwargs={"config": ServeConfig(port=0), "on_ready": ready.put})
+    thread = threading.Thread(target=serve, args=(packages,), kwargs={"config": ServeConfig(port=0, grpc_port=0), "on_ready": ready.put})
     thread.start()
     running = ready.get(timeout=60)
+    GRPC[running.url] = str(running.grpc)
     yield running.url
     running.stop()
     thread.join()
@@ -100,11 +105,10 @@ def v2(server: str) -> list[float]:
     return [float(p) for p in np.array(answer["outputs"][0]["data"]).reshape(answer["outputs"][0]["shape"])[:, 1]]
 
 
-def v2_raw(server: str) -> list[float]:
-    """The binary extension, nulls as the package format writes them."""
-    n = len(RECORDS)
+def raw_tensors() -> dict[str, tuple[str, bytes]]:
+    """Datatype and bytes of every input, nulls as the package format writes them."""
     texts = [("\uffff" if value is None else value).encode() for value in column("carrier")]
-    raw = {
+    return {
         "distance": ("FP64", np.array([np.nan if v is None else v for v in column("distance")]).tobytes()),
         "fare": ("FP32", np.array([np.nan if v is None else v for v in column("fare")], np.float32).tobytes()),
         "seats": ("INT64", np.array([v or 0 for v in column("seats")]).tobytes()),
@@ -113,6 +117,12 @@ def v2_raw(server: str) -> list[float]:
         "weekend": ("UINT8", np.array([2 if v is None else v for v in column("weekend")], np.uint8).tobytes()),
         "departs": ("INT64", np.array([-(2**63) if v is None else v for v in column("departs")]).tobytes()),
     }
+
+
+def v2_raw(server: str) -> list[float]:
+    """The binary extension, nulls as the package format writes them."""
+    n = len(RECORDS)
+    raw = raw_tensors()
     inputs = [
         {"name": name, "shape": [n, 1], "datatype": kind, "parameters": {"binary_data_size": len(content)}} for name, (kind, content) in raw.items()
     ]  # fmt: skip
@@ -123,6 +133,29 @@ def v2_raw(server: str) -> list[float]:
     return [float(p) for p in np.frombuffer(content, np.float32).reshape(n, 2)[:, 1]]
 
 
+def v2_grpc(server: str) -> list[float]:
+    import grpc
+
+    from tidemill.serve.grpc.messages import messages
+
+    made = messages()
+    raw = raw_tensors()
+    request = made["ModelInferRequest"](
+        model_name="rows",
+        inputs=[{"name": name, "datatype": kind, "shape": [len(RECORDS), 1]} for name, (kind, _) in raw.items()],
+        outputs=[{"name": "probability"}],
+        raw_input_contents=[content for _, content in raw.values()],
+    )
+    with grpc.insecure_channel(GRPC[server]) as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=made["ModelInferRequest"].SerializeToString,
+            response_deserializer=made["ModelInferResponse"].FromString,
+        )
+        answer = infer(request, timeout=30)
+    return [float(p) for p in np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(-1, 2)[:, 1]]
+
+
 def own_client(server: str) -> list[float]:
     with Client(server) as client:
         singles = [client.predict(record)["probability"] for record in RECORDS]
@@ -130,7 +163,7 @@ def own_client(server: str) -> list[float]:
         return singles
 
 
-@pytest.mark.parametrize("speak", [plain, plain_batch, by_name_and_version, arrow, kserve_v1, v2, v2_raw, own_client])
+@pytest.mark.parametrize("speak", [plain, plain_batch, by_name_and_version, arrow, kserve_v1, v2, v2_raw, v2_grpc, own_client])
 def test_the_answers_are_the_same_in_every_protocol(server: str, speak: Callable[[str], list[float]]) -> None:
     assert speak(server) == pytest.approx(EXPECTED, abs=1e-6)
 

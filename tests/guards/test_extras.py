@@ -17,6 +17,8 @@ DISTRIBUTIONS = {
     "adbc_driver_manager": "adbc-driver-manager",
     "adbc_driver_postgresql": "adbc-driver-postgresql",
     "adbc_driver_sqlite": "adbc-driver-sqlite",
+    "google": "protobuf",
+    "grpc": "grpcio",
     "jwt": "pyjwt",
     "sklearn": "scikit-learn",
     "xgboost": "xgboost-cpu",

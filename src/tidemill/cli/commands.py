@@ -136,7 +136,7 @@ def serve(options: argparse.Namespace) -> int:
     packages = [given.resolve(options, ref) for ref in options.models]
     said = given.section(options, "serve")
     logging = {"log": True, "log_folder": options.log} if options.log else {}
-    overrides = {"host": options.host, "port": options.port, "threads": options.threads, **logging}
+    overrides = {"host": options.host, "port": options.port, "grpc_port": options.grpc_port, "threads": options.threads, **logging}
     overrides = {key: value for key, value in overrides.items() if value is not None}
     config = build(type(said), {**asdict(said), **overrides}, path="serve", where="command line")
     serve(packages, config=config, accept_latency=options.accept_latency, allow_open=options.allow_open, events=given.events(options))

@@ -128,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("models", nargs="+", metavar="NAME[@alias]|FOLDER", help="packages to serve; the first answers /predict")
     serve.add_argument("--host", help="address (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port (default 8000)")
+    serve.add_argument("--grpc-port", type=int, help="port for gRPC (default: none)")
     serve.add_argument("--threads", type=int, help="threads of the runtime")
     serve.add_argument("--log", metavar="FOLDER", help="write a prediction log into this folder")
     serve.add_argument("--accept-latency", action="store_true", help="start even where latency is above the promise on this machine")

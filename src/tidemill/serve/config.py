@@ -26,6 +26,8 @@ class ServeConfig:
     """Address to listen on; one that is not loopback needs the word --allow-open."""
     port: int = field(default=8000, metadata={"min": 0, "max": 65535})
     """Port to listen on; 0 takes a free one."""
+    grpc_port: int | None = field(default=None, metadata={"min": 0, "max": 65535})
+    """Port for the inference protocol over gRPC; 0 takes a free one, none is opened when absent."""
     threads: int = field(default=1, metadata={"min": 1, "max": 256})
     """Threads that one prediction may use inside ONNX Runtime."""
     workers: int = field(default=0, metadata={"min": 0, "max": 256})

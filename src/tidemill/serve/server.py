@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tidemill.core.errors import ConfigError, Conflict, TidemillError
 from tidemill.core.events import Events
@@ -23,14 +23,18 @@ from tidemill.serve.config import ServeConfig
 from tidemill.serve.model import Model
 from tidemill.serve.rsgi import RsgiApp
 
+if TYPE_CHECKING:
+    from tidemill.serve.grpc.server import GrpcServer
+
 STARTUP_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A server that takes requests at `url`; `stop` ends it gracefully, from any thread."""
+    """A server that takes requests at `url`, over gRPC at `grpc` where it does; `stop` ends it gracefully, from any thread."""
 
     url: str
+    grpc: str | None
     stop: Callable[[], None]
 
 
@@ -157,25 +161,44 @@ async def _run(app: App, events: Events, on_ready: Callable[[Running], None] | N
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
     serving = loop.create_task(server.serve())
-    running = Running(url=_url(config), stop=stop_from_anywhere)
+    grpc: GrpcServer | None = None
     try:
         await _listening(config, serving)
+        grpc = _grpc(app)
+        at = f"{_reachable(config.host)}:{grpc.port}" if grpc is not None else None
+        running = Running(url=_url(config), grpc=at, stop=stop_from_anywhere)
         gc.collect()
         gc.freeze()
-        events.emit("serve.ready", running.url, url=running.url)
+        events.emit("serve.ready", running.url, url=running.url, grpc=running.grpc)
         told = loop.run_in_executor(None, on_ready, running) if on_ready is not None else None
         await _first(stopping, serving, told)
         events.emit("serve.stopping", "finishing requests in flight")
         server.stop()  # type: ignore[no-untyped-call]
+        calls = loop.run_in_executor(None, lambda: grpc.stop(grace_s=config.drain_timeout_s)) if grpc is not None else None
         _, late = await asyncio.wait({serving}, timeout=config.drain_timeout_s)
         if late:
             events.warn("serve.cut", f"requests in flight were cut after {config.drain_timeout_s:g} s")
             serving.cancel()
+        if calls is not None:
+            await calls
         if told is not None:
             await told
         events.emit("serve.stopped", "stopped")
     finally:
+        if grpc is not None:
+            grpc.stop(grace_s=0)
         target.close()
+
+
+def _grpc(app: App) -> GrpcServer | None:
+    """The server of gRPC calls, where the configuration has a port for it."""
+    config = app.config
+    if config.grpc_port is None:
+        return None
+    from tidemill.serve.grpc.server import GrpcServer
+
+    host = "127.0.0.1" if config.host == "localhost" else config.host
+    return GrpcServer(app, host=host, port=config.grpc_port, workers=config.workers or os.cpu_count() or 1)
 
 
 async def _first(stopping: asyncio.Event, serving: asyncio.Task[None], told: asyncio.Future[None] | None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from tidemill.core.schema import NULL_BOOLEAN, NULL_TIMESTAMP, Column
 from tidemill.serve.http import Refused
 
-_NUMPY: dict[str, Any] = {
+NUMPY: dict[str, Any] = {
     "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
     "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64,
     "FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "BF16": np.float32, "BYTES": np.object_,
@@ -27,7 +27,7 @@ def datatype(values: np.ndarray | Column) -> str:
     kind = values.dtype
     if kind.kind in "OU":
         return "BYTES"
-    return next(name for name, known in _NUMPY.items() if known == kind)
+    return next(name for name, known in NUMPY.items() if known == kind)
 
 
 def from_json(name: str, declared: str, shape: Sequence[int], data: Any) -> tuple[np.ndarray, np.ndarray | None]:
@@ -54,15 +54,15 @@ def from_json(name: str, declared: str, shape: Sequence[int], data: Any) -> tupl
         _expect(name, kinds <= {int, float}, "numbers")
         try:
             with np.errstate(over="ignore"):
-                return np.array([np.nan if v is None else v for v in values] if has_null else values, _NUMPY[declared]).reshape(shape), None
+                return np.array([np.nan if v is None else v for v in values] if has_null else values, NUMPY[declared]).reshape(shape), None
         except OverflowError:
             raise Refused(422, "field", f"input {name!r} must hold {declared} values", field=name) from None
     _expect(name, kinds <= {int}, "whole numbers")
-    limits = np.iinfo(_NUMPY[declared])
+    limits = np.iinfo(NUMPY[declared])
     if any(v is not None and not limits.min <= v <= limits.max for v in values):
         raise Refused(422, "field", f"input {name!r} must hold {declared} values, {limits.min} to {limits.max}", field=name)
     valid = np.array([v is not None for v in values]).reshape(shape) if has_null else None
-    return np.array([0 if v is None else v for v in values] if has_null else values, _NUMPY[declared]).reshape(shape), valid
+    return np.array([0 if v is None else v for v in values] if has_null else values, NUMPY[declared]).reshape(shape), valid
 
 
 def null_times(column: Column, array: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -89,12 +89,12 @@ def from_bytes(name: str, declared: str, shape: Sequence[int], raw: memoryview) 
     count = check_shape(name, declared, shape, None)
     if declared == "BYTES":
         return _texts(name, raw, count).reshape(shape)
-    width = 2 if declared == "BF16" else np.dtype(_NUMPY[declared]).itemsize
+    width = 2 if declared == "BF16" else np.dtype(NUMPY[declared]).itemsize
     if len(raw) != count * width:
         raise Refused(400, "malformed", f"input {name!r} must hold {count * width} bytes, got {len(raw)}", field=name)
     if declared == "BF16":
         return (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
-    return np.frombuffer(raw, _NUMPY[declared]).reshape(shape)
+    return np.frombuffer(raw, NUMPY[declared]).reshape(shape)
 
 
 def to_bytes(values: np.ndarray) -> bytes:
@@ -111,8 +111,8 @@ def check_shape(name: str, declared: str, shape: Sequence[int], given: int | Non
     Raises:
         Refused: With 422, if type or shape are not the protocol's, or `given` is another number.
     """
-    if declared not in _NUMPY:
-        raise Refused(422, "field", f"input {name!r} must have a datatype of {', '.join(_NUMPY)}, got {declared!r}", field=name)
+    if declared not in NUMPY:
+        raise Refused(422, "field", f"input {name!r} must have a datatype of {', '.join(NUMPY)}, got {declared!r}", field=name)
     if not 1 <= len(shape) <= 2 or any(not 0 <= size < 2**31 for size in shape):
         raise Refused(422, "field", f"input {name!r} must have shape [N] or [N, 1], got {list(shape)}", field=name)
     count = int(np.prod(shape, dtype=np.int64))
