@@ -17,7 +17,7 @@ import numpy as np
 
 from tidemill.core.artifact import write_json
 from tidemill.core.errors import ConfigError, DataError, TidemillError, Unsupported
-from tidemill.core.load import TABLE, need
+from tidemill.core.load import need
 from tidemill.core.metrics import evaluate
 from tidemill.models import base, export, native, pooling
 from tidemill.models.config import ModelConfig
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 # Rows, evenly spread, that weights are fitted on: a handful of numbers gains nothing from more.
 WEIGHED_ROWS = 500_000
 
-# Rows of each class, or in all, on which a member that is not of this house shows that it leaves a graph.
+# Kinds that always leave a graph, and rows of each class, or in all, on which a member of another kind shows that it does.
+_WRITTEN = ("linear", "random_forest", "xgboost", "ensemble")
 _SHOWN_ROWS = 100
 
 _DEFAULTS: dict[str, tuple[Mapping[str, Any], ...]] = {
@@ -341,7 +342,7 @@ def _sample(train: base.Matrix, params: EnsembleParams, seed: int) -> base.Matri
 
 def _show(config: ModelConfig, place: int, train: base.Matrix, common: Mapping[str, Any]) -> None:
     """Let a member of a foreign kind leave a graph of a few rows, so that one that cannot is refused before hours of work."""
-    if config.kind in TABLE["model"] and config.kind not in ("sklearn",):
+    if config.kind in _WRITTEN:
         return
     y_N, _ = train.targets()
     few_N = np.zeros(len(y_N), np.uint8)
