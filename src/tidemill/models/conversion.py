@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +44,11 @@ def convert(estimator: Any, inputs: Sequence[tuple[str, str, int]]) -> onnx.Mode
 
 @functools.cache
 def _mend_histogram_trees() -> None:
-    """Lets skl2onnx convert histogram boosting: it hands onnx booleans where whole numbers are asked, which newer ones refuse."""
+    """Lets skl2onnx convert histogram boosting as it is.
+
+    It hands onnx booleans where whole numbers are asked, which newer ones refuse, and rounds thresholds to the nearest single:
+    above the threshold, a value in between would go to the other side.
+    """
     skl2onnx = need("skl2onnx", "converting a scikit-learn model")
     registry = need("skl2onnx.common._registration", "converting a scikit-learn model")
     ensemble = need("sklearn.ensemble", "converting a scikit-learn model")
@@ -63,7 +67,12 @@ def _mend_histogram_trees() -> None:
             return self._inner.add_node(*arguments, **plain)
 
     def mended(convert: Any) -> Any:
-        return lambda scope, operator, container: convert(scope, operator, Container(container))
+        def converted(scope: Any, operator: Any, container: Any) -> None:
+            single = type(operator.inputs[0].type).__name__ != "DoubleTensorType"
+            with _rounded_down(operator.raw_operator) if single else contextlib.nullcontext():
+                convert(scope, operator, Container(container))
+
+        return converted
 
     for kind in (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor):
         alias = f"Sklearn{kind.__name__}"
@@ -77,3 +86,19 @@ def _whole(value: Any) -> Any:
     if isinstance(value, list) and any(isinstance(item, (bool, np.bool_)) for item in value):
         return [int(item) for item in value]
     return value
+
+
+@contextlib.contextmanager
+def _rounded_down(estimator: Any) -> Iterator[None]:
+    """While it lasts, thresholds are the largest singles not above their own: x <= threshold holds for the same singles x."""
+    trees = [tree for stage in estimator._predictors for tree in stage]
+    kept = [tree.nodes["num_threshold"].copy() for tree in trees]
+    try:
+        for tree, value_N in zip(trees, kept, strict=True):
+            with np.errstate(over="ignore"):
+                single_N = value_N.astype(np.float32)
+            tree.nodes["num_threshold"] = np.where(single_N > value_N, np.nextafter(single_N, np.float32(-np.inf)), single_N)
+        yield
+    finally:
+        for tree, value_N in zip(trees, kept, strict=True):
+            tree.nodes["num_threshold"] = value_N
