@@ -15,7 +15,6 @@ import numpy as np
 
 from tidemill.core.engine import Mergeable
 from tidemill.core.errors import ConfigError, DataError, TidemillError, nearest
-from tidemill.core.graph import RowSignature
 from tidemill.core.load import load
 from tidemill.core.schema import Column, Schema
 from tidemill.features.config import FeaturesConfig, Step
@@ -23,7 +22,6 @@ from tidemill.features.operator import (
     KINDS,
     AnyOperator,
     Fitted,
-    TargetSums,
     Texts,
     Values,
     integers,
@@ -36,7 +34,8 @@ from tidemill.features.operator import (
     taken_as,
     times,
 )
-from tidemill.features.reference import apply, part_name, raw_values
+from tidemill.features.reading import Read, Reader
+from tidemill.features.reference import apply, part_name
 from tidemill.features.statistics import Bounded, Categories, Tally, bounded
 from tidemill.features.supervision import Supervision
 
@@ -200,7 +199,7 @@ class _Task:
     def init(self) -> tuple[_Census, dict[str, Any]]:
         return _Census(), {name: fit.init() for name, fit in self.fits.items() if not isinstance(fit, dict)}
 
-    def update(self, states: dict[str, Any], batch: _Batch) -> None:
+    def update(self, states: dict[str, Any], batch: Read) -> None:
         operator = self.operator
         reached = self.chain.reached(batch.values, batch.fold_N)
         if operator is not None:
@@ -249,9 +248,9 @@ class Level:
         return [task.init() for task in self.tasks]
 
     def update(self, state: list[Any], batch: pa.RecordBatch) -> list[Any]:
-        read = _Reader(batch, self.supervision if self.taught else None)
+        reader = Reader(batch, self.supervision if self.taught else None)
         for task, (census, states) in zip(self.tasks, state, strict=True):
-            rows = read.batch(task.chain)
+            rows = reader.read(task.chain.columns, taught=task.chain.taught)
             if task.census:
                 census.add(rows.values[task.chain.columns[0].name], rows.counts_N)
             if states:
@@ -353,109 +352,6 @@ def _fits_of(step: Step, reached: Mapping[str, Values], chain: str, supervision:
         return made
     except TidemillError as error:
         raise ConfigError(f"features.{where}: {error.message}", hint=error.hint) from error
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Raw columns of a batch, as rows or as different ones and how often each occurs."""
-
-    values: dict[str, Values]
-    counts_N: np.ndarray | None = None
-    fold_N: np.ndarray | None = None
-    sums: TargetSums | None = None
-
-
-class _Reader:
-    """A batch as chains take it; what several of them need is made once."""
-
-    def __init__(self, batch: pa.RecordBatch, supervision: Supervision | None) -> None:
-        self._batch = batch
-        self._supervision = supervision
-        self._fold_N = None if supervision is None else supervision.folds.of(batch)
-        self._y_N = None if supervision is None else supervision.target.values(batch)
-        self._made: dict[tuple[tuple[str, ...], bool], _Batch] = {}
-
-    def batch(self, chain: _Chain) -> _Batch:
-        key = tuple(column.name for column in chain.columns), chain.taught
-        if key not in self._made:
-            arrays = [RowSignature(Schema((column,))).arrow_column(self._batch, column) for column in chain.columns]
-            self._made[key] = self._grouped(arrays, chain) if _is_grouped(chain) else self._rows(arrays, chain)
-        return self._made[key]
-
-    def _rows(self, arrays: list[pa.Array], chain: _Chain) -> _Batch:
-        """The rows as they stand."""
-        values = {column.name: raw_values(array, column) for column, array in zip(chain.columns, arrays, strict=True)}
-        if not chain.taught or self._supervision is None or self._fold_N is None or self._y_N is None:
-            return _Batch(values)
-        return _Batch(values, None, self._fold_N, self._supervision.sums(self._y_N, self._fold_N, None, len(self._y_N)))
-
-    def _grouped(self, arrays: list[pa.Array], chain: _Chain) -> _Batch:
-        """Rows that are equal, and in one fold where that matters, as one."""
-        if len(arrays) == 1 and not chain.taught:
-            texts, counts = _distinct(arrays[0])
-            return _Batch({chain.columns[0].name: texts}, counts)
-        coded = [_coded(array) for array in arrays]
-        group_N = np.zeros(len(arrays[0]), np.int64) if self._fold_N is None or not chain.taught else self._fold_N
-        size = int(group_N.max(initial=0)) + 1
-        for codes_N, dictionary in coded:
-            group_N, size = _numbered(group_N * (len(dictionary) + 1) + codes_N, size * (len(dictionary) + 1))
-        counts = np.bincount(group_N, minlength=size)
-        first = np.empty(size, np.int64)
-        first[group_N[::-1]] = np.arange(len(group_N))[::-1]
-        values = {}
-        for column, (codes_N, dictionary) in zip(chain.columns, coded, strict=True):
-            taken = _taken(dictionary, codes_N[first])
-            values[column.name] = Texts(taken) if column.type == "string" else raw_values(taken, column)
-        if not chain.taught or self._supervision is None or self._fold_N is None or self._y_N is None:
-            return _Batch(values, counts)
-        fold = self._fold_N[first]
-        return _Batch(values, counts, fold, self._supervision.sums(self._y_N, fold, group_N, len(first)))
-
-
-def _is_grouped(chain: _Chain) -> bool:
-    """Whether rows go through the chain once per different one: texts, and categories of several columns or with a target."""
-    kinds = {column.type for column in chain.columns}
-    return kinds == {"string"} or ((len(chain.columns) > 1 or chain.taught) and kinds <= {"string", "int64", "boolean"})
-
-
-def _distinct(array: pa.Array) -> tuple[Texts, np.ndarray]:
-    """Distinct texts and how often each occurs."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not pa.types.is_dictionary(array.type):
-        distinct = pc.value_counts(array)
-        return Texts(distinct.field("values")), distinct.field("counts").to_numpy()
-    codes_N, dictionary = _coded(array)
-    counts = np.bincount(codes_N, minlength=len(dictionary) + 1)
-    occurs = np.flatnonzero(counts)
-    return Texts(_taken(dictionary, occurs)), counts[occurs]
-
-
-def _coded(array: pa.Array) -> tuple[np.ndarray, pa.Array]:
-    """Each row's place among the distinct values, int64 [N], and those; a null's place is the one after the last."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-    places = pc.fill_null(coded.indices.cast(pa.int64()), len(coded.dictionary)).to_numpy(zero_copy_only=False)
-    return places, coded.dictionary
-
-
-def _numbered(place_N: np.ndarray, size: int) -> tuple[np.ndarray, int]:
-    """Whole numbers below `size` as those from 0 on without gaps, in the same order, and how many there are."""
-    if size > 16 * len(place_N):
-        distinct, group_N = np.unique(place_N, return_inverse=True)
-        return group_N, len(distinct)
-    occurs = np.zeros(size, bool)
-    occurs[place_N] = True
-    return (np.cumsum(occurs) - 1)[place_N], int(np.count_nonzero(occurs))
-
-
-def _taken(dictionary: pa.Array, places: np.ndarray) -> pa.Array:
-    import pyarrow as pa
-
-    return dictionary.take(pa.array(places, pa.int64(), mask=places == len(dictionary)))
 
 
 def _uncounted(seen: Tally) -> Fitted:  # the default of the column makes its own summary
