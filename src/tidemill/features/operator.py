@@ -4,6 +4,9 @@ An operator is a frozen dataclass whose fields are its parameters. It lives in o
 `core.load.TABLE["operator"]` (or an entry point, or "module:attribute"), and passes `testing.operator.OperatorConformance`.
 Its three answers must agree: `nodes` for many columns at once in ONNX, `reference` for one column in NumPy, and both
 are told by the JSON statistics that `fit` ends with, nothing else.
+
+Two kinds see more than one column: an operator with `joins` makes a derived column of several (`JoinOperator`), one with
+`needs_target` is fitted on the target beside the values (`TargetOperator`).
 """
 
 from __future__ import annotations
