@@ -33,8 +33,7 @@ def test_at_every_threshold_and_its_neighbours(kind: str, task: str) -> None:
     x_NF[:, 1] = (np.arange(1500) % 40 + 16_777_190).astype(np.float32)  # neighbours in single precision
     x_NF[:, 2] = (rng.integers(0, 200, 1500) / np.float32(7)).astype(np.float32)
     y_N = x_NF[:, 0] + (x_NF[:, 1] > 16_777_210) + np.sin(x_NF[:, 2]) + rng.normal(scale=0.3, size=1500)
-    takes_missing = kind in ("HistGradientBoosting", "RandomForest")
-    if takes_missing:
+    if kind == "HistGradientBoosting":
         x_NF[rng.random(x_NF.shape) < 0.05] = np.nan
     y_N = (y_N > 0.5).astype(np.float64) if task == "binary" else y_N
     name = f"sklearn.ensemble:{kind}{'Classifier' if task == 'binary' else 'Regressor'}"

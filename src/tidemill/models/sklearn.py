@@ -39,6 +39,8 @@ PERMUTED_VALUES = 200_000
 VALUE_BYTES = 16
 
 _CLOSE = 1e-6
+# A tried conversion is wrong where more of the rows than this are answered farther off than that; fewer may be rounding.
+_FEW, _FAR = 0.05, 1e-2
 _PURPOSE = "model.kind sklearn"
 _PREFIX = "model/estimator/"
 
@@ -350,13 +352,25 @@ def _try_conversion(estimator: Any, x_NF: np.ndarray, y_N: np.ndarray, task: str
     except ValueError:
         return  # too few rows for it, or none of what it needs: the fit itself will say
     try:
-        session(bytes(convert(copy, [("features", "float", x_NF.shape[1])]).SerializeToString()))
+        singles_NF = x_NF[tried_N].astype(np.float32)
+        found = session(bytes(convert(copy, [("features", "float", x_NF.shape[1])]).SerializeToString())).run(
+            None, {"features": singles_NF}
+        )
     except Exception as error:  # skl2onnx and ONNX Runtime raise families without a public root
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
         raise Unsupported(
             f"model.estimator: skl2onnx must be able to convert {name}, cannot: {type(error).__name__}: {said[:300]}",
             hint="take another estimator; https://onnx.ai/sklearn-onnx/supported.html lists those that convert",
         ) from error
+    expected = copy.predict(singles_NF) if task == "regression" else copy.predict_proba(singles_NF)
+    apart_N = np.abs(np.asarray(found[0 if task == "regression" else 1]).reshape(expected.shape) - expected).reshape(len(singles_NF), -1)
+    wrong = float((apart_N.max(axis=1) > _FAR * max(1.0, float(np.abs(expected).max()))).mean())
+    if not wrong <= _FEW:
+        missing = " with missing values" if np.isnan(singles_NF).any() else ""
+        raise Unsupported(
+            f"model.estimator: the graph that skl2onnx makes of {name}{missing} must answer as it does, answers {wrong:.0%} of the tried rows otherwise",
+            hint="impute the missing values" if missing else "take another estimator",
+        )
 
 
 def _element(fitted: FittedEstimator, x_NF: np.ndarray) -> str:
@@ -364,7 +378,8 @@ def _element(fitted: FittedEstimator, x_NF: np.ndarray) -> str:
     features_NF = x_NF.astype(np.float32)
     expected = fitted.predict(features_NF)
     best = ("float", np.inf)
-    for element in ("float", "double"):
+    # Trees compare singles themselves, and skl2onnx may search without end for the doubles that do the same.
+    for element in ("float",) if _compares_singles(fitted.estimator) else ("float", "double"):
         fitted.element = element
         try:
             (found,) = session(bytes(fitted.to_onnx().SerializeToString())).run(None, {export.FEATURES: features_NF})
@@ -376,6 +391,12 @@ def _element(fitted: FittedEstimator, x_NF: np.ndarray) -> str:
         if apart <= _CLOSE:
             break
     return best[0]
+
+
+def _compares_singles(estimator: Any) -> bool:
+    last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
+    members = np.ravel(np.asarray(getattr(last, "estimators_", [last]), object))
+    return any(hasattr(member, "tree_") for member in members)
 
 
 def _inside(estimator: Any, element: str, num_features: int, task: str) -> tuple[onnx.GraphProto, str]:

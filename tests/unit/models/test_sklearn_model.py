@@ -125,6 +125,13 @@ def test_what_cannot_be_is_said_before_training(task: str, estimator: str, optio
         fit(task, estimator, **options)
 
 
+def test_a_conversion_that_is_wrong_is_refused_before_training() -> None:
+    """A forest of scikit-learn sends missing values where it learnt to; its graph does not."""
+    with pytest.raises(Unsupported, match="with missing values must answer as it does") as error:
+        fit("binary", "sklearn.ensemble:RandomForestClassifier", missing=True, n_estimators=5)
+    assert error.value.hint == "impute the missing values"
+
+
 def test_weights_that_an_estimator_does_not_take_are_named() -> None:
     x_NF, y_N = rows("binary")
     with pytest.raises(Unsupported, match="KNeighborsClassifier takes no row weights"):
