@@ -19,6 +19,9 @@ from tidemill.core.sketch import ColumnSketch, Quantiles
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
+# Relative difference of numbers that counts as none.
+ROUNDING = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
@@ -65,7 +68,7 @@ def drift(reference: ColumnSketch, current: ColumnSketch, *, bins: int = 10) -> 
     return Drift(
         psi=_debiased_stability(*pair_2B),
         js=jensen_shannon(*pair_2B),
-        ks=_quantile_distance(reference.quantiles, current.quantiles),
+        ks=_quantile_distance(reference, current),
         p_value=chi_square(*pair_2B).p_value,
         null_change=current.nulls / current.rows - reference.nulls / reference.rows,
         unseen=_unseen(reference, current),
@@ -86,7 +89,8 @@ def quantile_edges(reference: ColumnSketch, bins: int = 10) -> Floats:
 
 
 def _number_bins(reference: ColumnSketch, current: ColumnSketch, bins: int) -> tuple[Floats, Floats]:
-    edges = quantile_edges(reference, bins)
+    lowest, *others = quantile_edges(reference, bins)
+    edges = np.append(-_above(-lowest, reference.type), _above(np.array(others), reference.type))
     return _number_counts(reference, edges), _number_counts(current, edges)
 
 
@@ -124,11 +128,21 @@ def _debiased_stability(reference_B: Floats, current_B: Floats) -> float:
     return max(0.0, distance - expected)
 
 
-def _quantile_distance(reference: Quantiles | None, current: Quantiles | None) -> float | None:
-    if reference is None or current is None or reference.count == 0 or current.count == 0:
+def _quantile_distance(reference: ColumnSketch, current: ColumnSketch) -> float | None:
+    then, now = reference.quantiles, current.quantiles
+    if then is None or now is None or then.count == 0 or now.count == 0:
         return None
-    points = np.union1d(reference.points(), current.points())
-    return kolmogorov_smirnov(reference.counts(points), current.counts(points))
+    points = np.unique(_above(np.union1d(then.points(), now.points()), reference.type))
+    return kolmogorov_smirnov(then.counts(points), now.counts(points))
+
+
+def _above(points: Any, kind: str) -> Any:
+    """Points so little above these that a number which rounding alone parts from one is on the same side.
+
+    A runtime may answer 0.31 and 0.31000003 for the same row in batches of other sizes. A probability that many rows have
+    would be in two bins.
+    """
+    return points + ROUNDING * np.abs(points) if kind in ("float32", "float64") else points
 
 
 def _unseen(reference: ColumnSketch, current: ColumnSketch) -> float | None:

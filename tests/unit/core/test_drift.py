@@ -158,6 +158,15 @@ def test_identifiers_are_no_drift():
     assert found.psi == 0
 
 
+def test_numbers_that_rounding_alone_parts_are_no_drift():
+    frequent = np.random.default_rng(0).choice(np.float32([0.1, 0.31, 0.5, 0.83]), 5000)
+    parted = np.where(np.arange(5000) % 2, np.nextafter(frequent, np.float32(1)), np.nextafter(frequent, np.float32(0)))
+    found = drift(ColumnSketch.of("float64", frequent), ColumnSketch.of("float64", parted))
+    assert found.psi == 0
+    assert found.ks == 0
+    assert found.p_value > 0.999
+
+
 def test_sketches_that_went_through_json_drift_the_same():
     rng = np.random.default_rng(0)
     before, after = numbers(rng.normal(size=5_000)), numbers(rng.normal(0.3, size=900))
