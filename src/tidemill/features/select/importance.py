@@ -17,7 +17,8 @@ class Importance:
 
     Trees are fitted on a seeded sample of rows, beside a copy of every feature whose rows are shuffled, as in Boruta (Kursa and
     Rudnicki 2010): a shuffled copy that is used is used by chance. Chance is the most that a copy reached, on average over
-    the fits. One pass; the sample is held twice.
+    the fits; it is the same for all, and therefore strict with features of few values, which gain less by chance. One pass; the
+    sample is held twice.
     """
 
     keep: int | None = field(default=None, metadata={"min": 1})
@@ -26,7 +27,7 @@ class Importance:
     """Fits, each with copies shuffled anew, in 1..50."""
     rounds: int = field(default=50, metadata={"min": 5, "max": 1000})
     """Trees in each fit, in 5..1000."""
-    sample_rows: int = field(default=100_000, metadata={"min": 1000})
+    sample_rows: int = field(default=50_000, metadata={"min": 1000})
     """Rows that are looked at."""
 
     def select(self, matrix: Matrix, *, seed: int, threads: int) -> dict[str, Dropped]:

@@ -9,7 +9,7 @@ import numpy as np
 from tidemill.features.select.selector import Matrix, Rows
 
 # A sample's features take at most this much memory; fewer rows are taken of a wide matrix.
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = 128 * 2**20
 
 
 class Sample:
@@ -41,7 +41,7 @@ class Sample:
 
 
 def sample(matrix: Matrix, rows: int, *, seed: int) -> Sample:
-    """At most `rows` rows drawn without replacement, in the order of the matrix, in one pass; fewer where 256 MiB hold fewer."""
+    """At most `rows` rows drawn without replacement, in the order of the matrix, in one pass; fewer where 128 MiB hold fewer."""
     most = min(rows, max(1000, MAX_BYTES // (4 * matrix.num_features)), matrix.num_rows)
     chosen = np.arange(matrix.num_rows)
     if most < matrix.num_rows:
