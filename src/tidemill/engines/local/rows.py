@@ -86,7 +86,8 @@ def rechunked(batches: Iterable[pa.RecordBatch], rows: int, max_bytes: int | Non
     Args:
         max_bytes: Batches end earlier where they hold this much already, at the end of one that came in.
     """
-    return map(_joined, gathered(batches, rows, max_bytes))
+    for parts in gathered(batches, rows, max_bytes):  # a generator, which can be closed before its end
+        yield _joined(parts)
 
 
 def gathered(batches: Iterable[pa.RecordBatch], rows: int, max_bytes: int | None = None) -> Iterator[list[pa.RecordBatch]]:
