@@ -129,7 +129,7 @@ class LocalEngine:
 
     def reduce(self, rows: Rows, agg: Mergeable[S]) -> S:
         rows = _local(rows)
-        columns = getattr(agg, "columns", None)
+        columns: Sequence[str] = getattr(agg, "columns", ())
         groups = rows.row_groups(columns) if columns and isinstance(rows, ParquetRows) else None
         if groups is None:
             parts = ordered_map(lambda batch: agg.update(agg.init(), batch), rows.chunks(), self.threads)
