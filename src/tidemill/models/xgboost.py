@@ -217,7 +217,8 @@ class XGBoost:
                     break
             last = booster.num_boosted_rounds() - 1
             kept = best_round if watched and params.early_stopping else last
-            booster = booster if kept == last else booster[: kept + 1]
+            if kept != last or data.outside:  # a slice holds on to no matrix, and so to no file
+                booster = booster[: kept + 1]
             booster.set_param({"nthread": threads})
         return booster, kept, data.outside
 
@@ -368,7 +369,8 @@ class _Quantised:
         self.train = kind(self._rows(train, "train"), **options)
         self.valid = None if valid is None or not valid.num_rows else kind(self._rows(valid, "valid"), ref=self.train, **options)
         if self._folder:  # after the matrix that goes last, in this order, each of which takes its own files away
-            weakref.finalize(self.train if self.valid is None else self.valid, shutil.rmtree, self._folder, ignore_errors=True)
+            gone = weakref.finalize(self.train if self.valid is None else self.valid, shutil.rmtree, self._folder, ignore_errors=True)
+            gone.atexit = False  # the matrices may outlive that, and complain; what stays then, the next fit takes away
 
     def is_for(self, train: base.Matrix, valid: base.Matrix | None, max_bin: int, threads: int, outside: bool) -> bool:
         same = self._for[0]() is train and (self._for[1]() if self._for[1] is not None else None) is valid

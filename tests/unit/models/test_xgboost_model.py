@@ -120,6 +120,9 @@ def test_external_memory_gives_the_same_trees_and_leaves_no_files(tmp_path: Path
     np.testing.assert_allclose(outside.predict(valid.x_NF), inside.predict(valid.x_NF), atol=1e-5)
     del model
     assert not any(tmp_path.rglob("*"))
+    unstopped = fit(train, valid, num_rounds=3, early_stopping=0, external_memory=True)
+    assert not any(tmp_path.rglob("*"))
+    assert unstopped.booster.num_boosted_rounds() == 3
 
 
 @pytest.mark.parametrize("external_memory", [False, True])
