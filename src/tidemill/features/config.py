@@ -10,7 +10,7 @@ from typing import Any, Self
 from tidemill.core.errors import ConfigError, NotFound
 from tidemill.core.load import load, names
 from tidemill.core.project import build, to_plain
-from tidemill.features.operator import AnyOperator, joins, needs_target
+from tidemill.features.operator import AnyOperator, joins
 from tidemill.features.select.selector import step_of
 
 
@@ -37,7 +37,8 @@ class FeaturesConfig:
     """Chains by column; a column without one gets the default of its type.
 
     Numbers pass as they are, null NaN, for models treat it as missing themselves. Booleans become 0 and 1. Text becomes
-    one-hot features up to 16 distinct values, a vocabulary beyond. Times become date parts.
+    one-hot features up to 16 distinct values, a vocabulary beyond; free text, of several words that differ in most rows,
+    what its n-grams say of the target (`ngram_target`). Times become date parts.
     """
 
     drop: tuple[str, ...] = ()
@@ -83,15 +84,6 @@ class FeaturesConfig:
         """The steps of a raw column that is named here."""
         return _steps(self.columns[column], f"features.{column}")
 
-    @property
-    def learns(self) -> bool:
-        """Whether a step learns from the target."""
-        chains = [
-            *(self.steps(name) for name in self.columns),
-            *(steps for name in self.derived for steps in _flat(*self.derivation(name))),
-        ]
-        return any(needs_target(step.operator) for steps in chains for step in steps)
-
     def derivation(self, name: str) -> tuple[dict[str, tuple[Step, ...]], tuple[Step, ...]]:
         """The steps of each raw column that a derived one is made of, and those from the joining step on."""
         derived = self.derived[name]
@@ -99,10 +91,6 @@ class FeaturesConfig:
         at = next(i for i, step in enumerate(steps) if joins(step.operator))
         of = {column: (*_steps(own, f"features.{name}.of.{column}"), *steps[:at]) for column, own in derived.of.items()}
         return of, steps[at:]
-
-
-def _flat(of: Mapping[str, tuple[Step, ...]], steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
-    return [*of.values(), steps]
 
 
 _KEYS = ("drop", "select", "folds")

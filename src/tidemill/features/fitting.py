@@ -18,6 +18,7 @@ from tidemill.core.errors import ConfigError, DataError, TidemillError, nearest
 from tidemill.core.load import load
 from tidemill.core.schema import Column, Schema
 from tidemill.features.config import FeaturesConfig, Step
+from tidemill.features.defaults import LOOKED_AT, default_of_text
 from tidemill.features.operator import (
     KINDS,
     AnyOperator,
@@ -45,16 +46,16 @@ if TYPE_CHECKING:
 # Aggregates over the training rows, such as an engine's `reduce` on them.
 Reduce = Callable[[Mergeable[Any]], Any]
 
-# A text column without steps becomes one-hot features up to so many distinct values, else a vocabulary.
-MAX_ONE_HOT = 16
+# What operators that learn from the target need; making it may cost a pass over the rows.
+Supervise = Callable[[], Supervision]
 
 
-def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce, *, supervision: Supervision | None = None) -> dict[str, Any]:
+def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce, *, supervise: Supervise | None = None) -> dict[str, Any]:
     """What `features.json` holds but for the features' names: `inputs`, fitted steps by column, and `dropped` (reasons by column).
 
     Args:
         columns: Raw columns that may be inputs.
-        supervision: What operators that learn from the target need.
+        supervise: Asked once, where an operator learns from the target; absent where nothing can.
 
     Raises:
         ConfigError: If a column that the config names is absent, or an operator does not take what reaches it.
@@ -65,6 +66,7 @@ def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce, *, supervision:
     derived = [_derived(name, columns, config) for name in config.derived]
     chains = [_Chain(column.name, (column,), _steps(column, config)) for column in columns if column.name not in dropped]
     parts = [part for chain in derived for part in chain.parts]
+    supervision = supervise() if supervise is not None and any(chain.taught for chain in (*chains, *derived)) else None
     level = Level(
         [
             *(_Task(chain, _next_fits(chain, supervision), census=True) for chain in chains),
@@ -74,10 +76,12 @@ def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce, *, supervision:
     )
     while level.tasks:
         for task, outcome in zip(level.tasks, reduce(level), strict=True):
-            reason = task.take_in(outcome)
+            reason = task.take_in(outcome, learns=supervise is not None)
             if reason is not None:
                 dropped[task.chain.name] = reason
         chains = [chain for chain in chains if chain.name not in dropped]
+        if supervision is None and supervise is not None and any(chain.taught for chain in chains):
+            supervision = supervise()
         waiting = [(chain, _next_fits(chain, supervision)) for chain in (*chains, *parts, *derived)]
         level = Level([_Task(chain, fits) for chain, fits in waiting if fits], supervision)
     if not chains and not derived:
@@ -147,6 +151,8 @@ class _Census:
     nulls: int = 0
     value: Any = None
     varies: bool = False
+    texts: list[str] = field(default_factory=list)
+    """Some of a text column's values, the first ones."""
 
     def add(self, values: Values, counts: np.ndarray | None) -> None:
         known = values.known()
@@ -159,6 +165,8 @@ class _Census:
                 import pyarrow as pa
                 import pyarrow.compute as pc
 
+                if len(self.texts) < LOOKED_AT:
+                    self.texts += values.texts.filter(pa.array(known))[: LOOKED_AT - len(self.texts)].to_pylist()
                 differ = pc.and_(pc.not_equal(values.texts, values.texts[first]), pa.array(known))
                 self.merge(_Census(value=values.texts[first].as_py(), varies=bool(pc.any(differ).as_py())))
             else:
@@ -167,6 +175,7 @@ class _Census:
     def merge(self, other: _Census) -> None:
         self.rows += other.rows
         self.nulls += other.nulls
+        self.texts += other.texts[: LOOKED_AT - len(self.texts)]
         self.varies |= other.varies or (self.value is not None and other.value is not None and self.value != other.value)
         self.value = other.value if self.value is None else self.value
 
@@ -213,14 +222,21 @@ class _Task:
                 beside = batch.sums if operator is not None and needs_target(operator) else batch.counts_N
                 states[name] = self.fits[name].update(states[name], values, beside)
 
-    def take_in(self, state: tuple[_Census, dict[str, Any]]) -> str | None:
-        """Let the chain have its statistics; the reason where the column is of no use."""
+    def take_in(self, state: tuple[_Census, dict[str, Any]], *, learns: bool) -> str | None:
+        """Let the chain have its statistics; the reason where the column is of no use.
+
+        Args:
+            learns: Whether a default may be an operator that learns from the target.
+        """
         census, states = state
         reason = census.reason(self.chain.columns[0]) if self.census else None
         if reason is not None or not self.fits:
             return reason
         if self.chain.steps is None:
-            self.chain.steps = (_default_of_text(states[self.chain.name]),)
+            name = default_of_text(states[self.chain.name], census.rows - census.nulls, census.texts, learns=learns)
+            self.chain.steps = (Step(name, load("operator", name)()),)
+            if needs_target(self.chain.steps[0].operator):  # which takes a pass of its own
+                return None
             self.fits = _fits_of(self.chain.steps[0], {self.chain.name: strings([])}, self.chain.name, None)
         self.chain.fitted.append({name: fit if isinstance(fit, dict) else fit.finish(states[name]) for name, fit in self.fits.items()})
         return None
@@ -285,11 +301,6 @@ def _steps(column: Column, config: FeaturesConfig) -> tuple[Step, ...] | None:
     if column.type == "string":
         return None
     return (Step("date_parts", load("operator", "date_parts")()),) if column.type == "timestamp" else ()
-
-
-def _default_of_text(seen: Tally) -> Step:
-    name = "one_hot" if len(seen) <= MAX_ONE_HOT else "vocabulary"
-    return Step(name, load("operator", name)())
 
 
 def _derived(name: str, columns: Schema, config: FeaturesConfig) -> _Chain:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,16 +135,21 @@ def _fitted(
     Args:
         batches: Some columns of all rows, in order, for folds that go by position.
     """
-    if target is None or not config.learns:
+    if target is None:
         return fit(columns, config, reduce)
-    kept = [name for name in columns.names if name not in config.drop]
-    folds = folds_of(config.folds, keys=keys, columns=kept, reduce=reduce)
-    supervision = Supervision(target=target, folds=folds)
+    predicted = target
+
+    @cache
+    def supervise() -> Supervision:
+        kept = [name for name in columns.names if name not in config.drop]
+        return Supervision(target=predicted, folds=folds_of(config.folds, keys=keys, columns=kept, reduce=reduce))
 
     def reduced(level: Any) -> Any:
-        return _folded(level, folds.beside(batches(level.columns))) if level.taught and not folds.columns else reduce(level)
+        if level.taught and not supervise().folds.columns:
+            return _folded(level, supervise().folds.beside(batches(level.columns)))
+        return reduce(level)
 
-    return fit(columns, config, reduced, supervision=supervision)
+    return fit(columns, config, reduced, supervise=supervise)
 
 
 def _folded(aggregate: Any, batches: Iterable[pa.RecordBatch]) -> Any:

@@ -1,0 +1,50 @@
+"""What a text column without steps becomes, told from its distinct values.
+
+Chosen by `benchmarks/tables/choose.py`, on rows that the benchmark over these tables does not test on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tidemill.features.statistics import Tally
+
+# Distinct values up to which a column becomes one-hot features.
+MAX_ONE_HOT = 16
+
+# Free text: more than this share of the rows differ, and a value has as many words on average.
+FREE_TEXT_SHARE = 0.5
+FREE_TEXT_WORDS = 3.0
+
+# Values of which the words are counted.
+LOOKED_AT = 1_000
+
+# From here on (CJK radicals) a character counts as a word: such scripts part words by no space.
+FIRST_WORDLIKE = "\u2e80"
+
+
+def default_of_text(seen: Tally, rows: int, texts: Sequence[str], *, learns: bool) -> str:
+    """The name of the operator that a text column gets.
+
+    Args:
+        rows: Rows that are not null.
+        texts: Some values.
+        learns: Whether the operator may be one that learns from the target.
+    """
+    many = seen.error > 0  # some were given up, for there were too many
+    if len(seen) <= MAX_ONE_HOT and not many:
+        return "one_hot"
+    if learns and (many or len(seen) > FREE_TEXT_SHARE * rows) and mean_words(texts) >= FREE_TEXT_WORDS:
+        return "ngram_target"
+    return "vocabulary"
+
+
+def mean_words(texts: Sequence[str]) -> float:
+    """Words of a text on average: what white space parts, or each character of scripts without spaces.
+
+    Example:
+        >>> mean_words(["what a bore", "never", "\u4e2d\u6587"])
+        2.0
+    """
+    words = [max(len(text.split()), sum(character >= FIRST_WORDLIKE for character in text)) for text in texts]
+    return sum(words) / max(len(words), 1)

@@ -1,0 +1,52 @@
+"""What text columns without steps become."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tidemill.features.defaults import MAX_ONE_HOT, mean_words
+from tidemill.features.stage import fit_table
+
+random = np.random.default_rng(0)
+WORDS = ["good", "fine", "bad", "dull", "film", "plot", "actor", "scene", "long", "short"]
+
+
+def op_of(texts: list[str | None], *, target: bool = True) -> str:
+    table = pa.table({"t": pa.array(texts, pa.string()), "y": pa.array(random.random(len(texts)) < 0.5)})
+    facts = {"target": "y", "classes": [False, True]} if target else None
+    described, _ = fit_table(table if target else table.select(["t"]), target=facts)
+    return str(described["columns"]["t"][0]["op"])
+
+
+def sentences(count: int) -> list[str]:
+    return [" ".join(random.choice(WORDS, 5).tolist()) + f" {i}" for i in range(count)]
+
+
+@pytest.mark.parametrize("distinct", [2, MAX_ONE_HOT])
+def test_few_values_become_features_of_their_own(distinct: int) -> None:
+    assert op_of([f"v{i % distinct}" for i in range(200)]) == "one_hot"
+
+
+def test_many_values_become_codes() -> None:
+    assert op_of([f"v{i % (MAX_ONE_HOT + 1)}" for i in range(200)]) == "vocabulary"
+    assert op_of([f"id-{i:08x}" for i in range(200)]) == "vocabulary", "names of rows are no text"
+
+
+def test_free_text_is_asked_what_it_says_of_the_target() -> None:
+    assert op_of([*sentences(200), None]) == "ngram_target"
+    assert op_of(["\u4e2d\u6587\u6587\u672c" + chr(0x4E00 + i) for i in range(200)]) == "ngram_target"
+
+
+def test_free_text_that_repeats_is_a_category() -> None:
+    assert op_of(sentences(40) * 5) == "vocabulary"
+
+
+def test_without_a_target_nothing_is_learnt_from_it() -> None:
+    assert op_of(sentences(200), target=False) == "vocabulary"
+
+
+def test_what_counts_as_a_word() -> None:
+    assert mean_words(["one two  three", ""]) == 1.5
+    assert mean_words([]) == 0.0
