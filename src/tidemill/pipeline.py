@@ -33,7 +33,7 @@ STAGES = ("data", "features", "tune", "train", "package")
 HOME = ".tidemill"
 
 # Raised when a stage's output changes for the same input.
-_STAGE_VERSIONS = {"data": 1, "features": 1, "tune": 1, "train": 1, "package": 1}
+_STAGE_VERSIONS = {"data": 2, "features": 2, "tune": 2, "train": 1, "package": 1}
 
 
 @dataclass(kw_only=True)
@@ -180,14 +180,13 @@ def _steps(
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def warm_starts() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = tune_stage.warm_starts(project, stages["data"], stages["features"], studies=studies)
-        return found
+    def warm_start() -> Any:
+        return tune_stage.warm_start(project, stages["data"], stages["features"], studies=studies)
 
     def fill_tune(out: Path) -> dict[str, Any]:
         made_from = (stages["data"], stages["features"])
         facts: dict[str, Any] = tune_stage.run(
-            project, *made_from, out, work=work("tune"), events=events, starts=warm_starts(), studies=studies
+            project, *made_from, out, work=work("tune"), events=events, warm=warm_start(), studies=studies
         )
         return facts
 
@@ -200,7 +199,7 @@ def _steps(
 
     def tune_parts() -> dict[str, Any]:
         made_from = {"data": stages["data"].id, "features": stages["features"].id}
-        config = {"config": project.tune, "model": project.model, "train": project.train, "starts": warm_starts()}
+        config = {"config": project.tune, "model": project.model, "train": project.train, "warm": warm_start().parts()}
         return {**common, **threads, **made_from, **samples, **config}
 
     def train_parts() -> dict[str, Any]:

@@ -49,4 +49,4 @@ def test_what_cannot_be_searched_is_said_before_anything_runs(project: Any) -> N
     project.write(tune='storage = "postgresql://ann:secret@db/x"').call("run").said(
         2, "tune.storage: must not hold a password", "PGPASSWORD"
     )
-    project.write(tune='sampler = "best"').call("run").said(2, "tune.sampler: must be one of tpe, gp, random, grid")
+    project.write(tune='sampler = "best"').call("run").said(2, "tune.sampler: must be one of tpe, gp, transfer, random, grid")

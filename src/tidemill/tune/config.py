@@ -24,9 +24,10 @@ class TuneConfig:
     or lies between `min` and `max`; a list of ranges offers several, the first whose condition holds. `model.kind`,
     `model.calibrate` and `model.class_weight` are choices, the last two with "none" for absent. `points` is how many values
     a grid tries of a range."""
-    sampler: Literal["tpe", "gp", "random", "grid"] = "tpe"
-    """tpe and gp (a Gaussian process; extra [torch]) learn from the trials before; random does not; grid tries every
-    combination once, in a seeded order."""
+    sampler: Literal["tpe", "gp", "transfer", "random", "grid"] = "tpe"
+    """tpe and gp (a Gaussian process; extra [torch]) learn from the trials before; transfer learns from them and from the
+    searches on other tables that `warm_start = "history"` finds; random does not learn; grid tries every combination once,
+    in a seeded order."""
     metric: str | None = None
     """Metric on the validation rows that picks the best; the contract's quality metric, else the task's, when absent."""
     pruner: Literal["median", "successive_halving", "hyperband", "none"] = "median"
@@ -63,6 +64,8 @@ class TuneConfig:
                 Dimension.read(path, range_)
         if self.narrow_after is not None and not self.narrow:
             raise ConfigError(f"tune.narrow_after: has no effect without narrow = true, got {self.narrow_after}")
+        if self.sampler == "transfer" and self.warm_start != "history":
+            raise ConfigError("tune.sampler: transfer learns from earlier searches", hint='add warm_start = "history"')
         if self.narrow and self.sampler == "grid":
             raise ConfigError("tune.narrow: a grid is tried whole", hint='use sampler = "tpe"')
         if self.storage is not None:

@@ -33,8 +33,9 @@ NEAREST = 3
 WINNERS = 2
 MAX_STARTS = 8
 
-# Trials of a search that are kept, the best ones.
-KEPT_TRIALS = 10
+# Trials of a search that are kept, the best ones; and how many tables a search learns from.
+KEPT_TRIALS = 100
+MOST_STUDIES = 16
 # Rows that landmarks are taken on.
 LANDMARK_ROWS = 4000
 
@@ -60,7 +61,7 @@ def describe(workload: Workload, data: Artifact) -> dict[str, float]:
 
 
 def record(
-    folder: Path,
+    folder: Path | None,
     *,
     question: str,
     name: str,
@@ -71,14 +72,16 @@ def record(
     trials: Sequence[Trial],
     greater_is_better: bool,
 ) -> dict[str, Any]:
-    """Keep a finished search for later ones, as one file of the folder; gives what it holds."""
+    """What is kept of a finished search; with a folder, as one file of it for later searches."""
     best = ranked(trials, greater_is_better=greater_is_better)[:KEPT_TRIALS]
     study = {
-        "format": FORMAT, "name": name, "data": data.id, "task": task, "metric": metric, "meta": dict(meta),
+        "format": FORMAT, "name": name, "data": data.id, "task": task, "metric": metric, "greater_is_better": greater_is_better,
+        "meta": dict(meta),
         "trials": [{"params": trial.params, "value": trial.value} for trial in best],
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}-{question}.json", study)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{name}-{question}.json", study)
     return study
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from tidemill.core.errors import DataError
+from tidemill.core.errors import DataError, Unsupported
 from tidemill.core.events import Events
 from tidemill.core.metrics import evaluate, metric_of
 from tidemill.core.project import Project
@@ -23,6 +23,7 @@ from tidemill.tune.narrow import narrowed, with_narrowing
 from tidemill.tune.prune import Referee
 from tidemill.tune.space import KIND, Space, space_of
 from tidemill.tune.store import Board, Store
+from tidemill.tune.transfer import Prior, propose
 from tidemill.tune.trial import Trial, best_of
 
 NARROWED = "narrowed"
@@ -46,12 +47,18 @@ class Plan:
     """Values of the first trials after number 0, by path."""
     own: Mapping[str, Any]
     """The project's own parameters, by path: trial number 0, where the space holds them."""
+    prior: Prior | None
+    """What earlier searches say, for the sampler that learns from them."""
 
     @classmethod
-    def of(cls, project: Project, *, metric: str, starts: Sequence[Mapping[str, Any]] = ()) -> Plan:
+    def of(
+        cls, project: Project, *, metric: str, starts: Sequence[Mapping[str, Any]] = (), studies: Sequence[Mapping[str, Any]] = ()
+    ) -> Plan:
         """The plan of a project whose model can be found."""
         config: TuneConfig = project.tune
         space = space_of(config.space, project.model)
+        if config.sampler == "transfer" and any(dimension.when for dimension in space.dimensions):
+            raise Unsupported("tune.sampler: transfer takes no conditions between parameters", hint='use sampler = "tpe"')
         return cls(
             config=config,
             space=space,
@@ -60,6 +67,7 @@ class Plan:
             trials=min(config.trials, len(space.grid())) if config.sampler == "grid" else config.trials,
             starts=starts,
             own=_own(project.model),
+            prior=Prior.of(space, studies) if config.sampler == "transfer" else None,
         )
 
     @property
@@ -75,15 +83,13 @@ class Plan:
             found = narrowed(self.space, board.finished, seed=self.seed, greater_is_better=self.greater_is_better)
             if found is not None:
                 board.notes[NARROWED] = found
-        return draw(
-            with_narrowing(self.space, board.notes.get(NARROWED)),
-            [*board.finished, *board.running],
-            number=board.number,
-            sampler=self.config.sampler,
-            seed=self.seed,
-            start=([self.own, *self.starts][board.number : board.number + 1] or [{}])[0],
-            greater_is_better=self.greater_is_better,
-        )
+        space = with_narrowing(self.space, board.notes.get(NARROWED))
+        trials = [*board.finished, *board.running]
+        options: dict[str, Any] = {"number": board.number, "seed": self.seed, "greater_is_better": self.greater_is_better}
+        if self.prior is not None and board.number:
+            return propose(self.prior, space, trials, **options)
+        start = ([self.own, *self.starts][board.number : board.number + 1] or [{}])[0]
+        return draw(space, trials, sampler="random" if self.prior is not None else self.config.sampler, start=start, **options)
 
     def is_out_of_time(self, finished: Sequence[Trial]) -> bool:
         return bool(finished) and self.left_s(finished) <= 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tidemill.core.artifact import Artifact, write_json
+from tidemill.core.artifact import Artifact, hash_json, write_json
 from tidemill.core.engine import memory_bytes
 from tidemill.core.errors import DataError, Unsupported
 from tidemill.core.events import Events
@@ -25,6 +25,20 @@ from tidemill.tune.worker import order_of
 from tidemill.tune.workers import run_workers
 
 
+@dataclass(frozen=True, kw_only=True)
+class Warm:
+    """What comes from searches on other tables."""
+
+    starts: Sequence[dict[str, Any]] = ()
+    """What is tried after the project's own parameters: `params` by path, and `from`, in words."""
+    studies: Sequence[dict[str, Any]] = ()
+    """Whole searches with the `distance` of their tables, for the sampler that learns from them."""
+
+    def parts(self) -> dict[str, Any]:
+        """What the stage's output depends on."""
+        return {"starts": list(self.starts), "studies": hash_json(list(self.studies)) if self.studies else None}
+
+
 def run(
     project: Project,
     data: Artifact,
@@ -33,14 +47,14 @@ def run(
     *,
     work: Path,
     events: Events,
-    starts: Sequence[dict[str, Any]] = (),
+    warm: Warm | None = None,
     studies: Path | None = None,
 ) -> dict[str, Any]:
     """Fill `out` with `best.json` (path to value), `trials.json`, `search.json` and `study.json`.
 
     Args:
         work: Unfinished work stays here and is taken up again.
-        starts: What `warm_starts` gave.
+        warm: What `warm_start` gave.
         studies: Folder that keeps the finished search for later ones.
 
     Raises:
@@ -53,14 +67,21 @@ def run(
     workload = Workload.of(project, data, features)
     if workload.valid is None:
         raise Unsupported("tune: needs validation rows to judge by", hint="raise data.split.valid")
-    plan = Plan.of(project, metric=metric_name(project, workload.problem.task), starts=[start["params"] for start in starts])
-    question = _question(project, plan, of=[data.id, features.id], threads=workload.threads)
+    warm = warm or Warm()
+    starts = [start["params"] for start in warm.starts]
+    plan = Plan.of(project, metric=metric_name(project, workload.problem.task), starts=starts, studies=warm.studies)
+    question = _question(project, plan, of=[data.id, features.id, hash_json(list(warm.studies))], threads=workload.threads)
     store = Store(work, study=question, url=config.storage)
     try:
         done = store.finished()
         if done:
             events.emit("tune.resumed", f"{len(done)} of {plan.trials} trials were done", done=len(done))
-        _search(project, plan, workload, store, data, features, work, events)
+        if config.workers == 1:
+            take_part(project, plan, workload, store, events=events)
+        else:
+            shared = _shared(project, workload.threads)
+            order = order_of(shared, plan, data, features, folder=work, study=question, studies=warm.studies)
+            run_workers(order, config.workers, events=events)
         trials, notes = store.finished(), store.notes()
     finally:
         store.close()
@@ -69,11 +90,10 @@ def run(
         raise DataError("tuning must finish at least one trial, finished none")
     write_json(out / "best.json", best.params)
     write_json(out / "trials.json", [trial.to_json() for trial in trials])
-    search = _told(plan, trials, notes, starts)
+    search = _told(plan, trials, notes, warm)
     write_json(out / "search.json", search)
-    folder = _studies(project, studies) or out
     study = history.record(
-        folder, question=question[:16], name=project.name, data=data, task=workload.problem.task, metric=plan.metric,
+        _studies(project, studies), question=question[:16], name=project.name, data=data, task=workload.problem.task, metric=plan.metric,
         meta=_described(workload, data, features, studies), trials=trials, greater_is_better=plan.greater_is_better,
     )  # fmt: skip
     write_json(out / "study.json", study)
@@ -87,28 +107,31 @@ def run(
         "pruned": sum(trial.state == "pruned" for trial in trials),
         "params": best.params,
         "fit_s": round(sum(trial.seconds for trial in trials), 3),
-        "starts": len(starts),
+        "starts": len(warm.starts),
+        "studies": len(warm.studies),
         "narrowed": said(notes[NARROWED]) if NARROWED in notes else None,
     }
 
 
-def warm_starts(project: Project, data: Artifact, features: Artifact, *, studies: Path) -> list[dict[str, Any]]:
-    """What `tune.warm_start` asks to be tried first: `params` by path, and `from`, in words. Part of what the stage depends on.
+def warm_start(project: Project, data: Artifact, features: Artifact, *, studies: Path) -> Warm:
+    """What `tune.warm_start` brings from elsewhere; part of what the stage depends on.
 
     Args:
         studies: Folder of earlier searches, where the project names none; what is told of tables is kept there too.
     """
     config: TuneConfig = project.tune
     if config.warm_start == "none":
-        return []
+        return Warm()
     prepare_model(project)
     space = space_of(config.space, project.model)
-    kinds = next(([str(kind) for kind in d.choices] for d in space.dimensions if d.path == KIND), [project.model.kind])
-    near: Sequence[Any] = []
+    near: Sequence[tuple[float, Mapping[str, Any]]] = []
     if config.warm_start == "history":
         meta = _described(Workload.of(project, data, features), data, features, studies)
         near = history.nearest(meta, history.studies(_studies(project, studies) or studies, without=data.id))
-    return history.starts(near, space, portfolio=history.portfolio(kinds))
+    if config.sampler == "transfer":
+        return Warm(studies=[{**study, "distance": distance} for distance, study in near[: history.MOST_STUDIES]])
+    kinds = next(([str(kind) for kind in d.choices] for d in space.dimensions if d.path == KIND), [project.model.kind])
+    return Warm(starts=history.starts(near, space, portfolio=history.portfolio(kinds)))
 
 
 def metric_name(project: Project, task: Any) -> str:
@@ -119,21 +142,11 @@ def metric_name(project: Project, task: Any) -> str:
     return str(name)
 
 
-def _search(
-    project: Project, plan: Plan, workload: Workload, store: Store, data: Artifact, features: Artifact, folder: Path, events: Events
-) -> None:
-    """Run the search to its end, here or in processes."""
-    workers = plan.config.workers
-    if workers == 1:
-        take_part(project, plan, workload, store, events=events)
-        return
-    engine = replace(
-        project.engine,
-        threads=max(1, workload.threads // workers),
-        memory=str(max(1, memory_bytes(project.engine.memory) // workers)),
-    )
-    order = order_of(replace(project, engine=engine), plan, data, features, folder=folder, study=store.study)
-    run_workers(order, workers, events=events)
+def _shared(project: Project, threads: int) -> Project:
+    """The project with each worker's part of the machine."""
+    workers = project.tune.workers
+    memory = max(1, memory_bytes(project.engine.memory) // workers)
+    return replace(project, engine=replace(project.engine, threads=max(1, threads // workers), memory=str(memory)))
 
 
 def _question(project: Project, plan: Plan, *, of: list[str], threads: int) -> str:
@@ -154,7 +167,7 @@ def _question(project: Project, plan: Plan, *, of: list[str], threads: int) -> s
     )
 
 
-def _told(plan: Plan, trials: Sequence[Trial], notes: dict[str, Any], starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _told(plan: Plan, trials: Sequence[Trial], notes: dict[str, Any], warm: Warm) -> dict[str, Any]:
     """How the search went, for the report."""
     greater = plan.greater_is_better
     return {
@@ -162,7 +175,8 @@ def _told(plan: Plan, trials: Sequence[Trial], notes: dict[str, Any], starts: Se
         "pruner": plan.config.pruner,
         "workers": plan.config.workers,
         "direction": "maximize" if greater else "minimize",
-        "starts": list(starts),
+        "starts": list(warm.starts),
+        "studies": [{"name": study["name"], "distance": study["distance"]} for study in warm.studies],
         "narrowed": {**notes[NARROWED], "said": said(notes[NARROWED])} if NARROWED in notes else None,
         "importance": importance(plan.space, trials, seed=plan.seed, greater_is_better=greater),
     }

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +23,9 @@ from tidemill.tune.store import Store
 _SECTIONS = ("model", "train", "tune", "engine")
 
 
-def order_of(project: Project, plan: Plan, data: Artifact, features: Artifact, *, folder: Path, study: str) -> dict[str, Any]:
+def order_of(
+    project: Project, plan: Plan, data: Artifact, features: Artifact, *, folder: Path, study: str, studies: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """What a worker has to be told."""
     return {
         "name": project.name,
@@ -36,6 +38,7 @@ def order_of(project: Project, plan: Plan, data: Artifact, features: Artifact, *
         "study": study,
         "metric": plan.metric,
         "starts": [dict(start) for start in plan.starts],
+        "studies": list(studies),
     }
 
 
@@ -52,7 +55,7 @@ def serve(order: Mapping[str, Any], out: TextIO) -> None:
     project = Project(name=order["name"], seed=order["seed"], folder=Path(order["folder"]), **unread, **sections)
     config: TuneConfig = project.tune
     prepare_model(project)
-    plan = Plan.of(project, metric=order["metric"], starts=order["starts"])
+    plan = Plan.of(project, metric=order["metric"], starts=order["starts"], studies=order["studies"])
     workload = Workload.of(project, Artifact.open(Path(order["data"])), Artifact.open(Path(order["features"])))
     store = Store(Path(order["work"]), study=order["study"], url=config.storage)
     try:

@@ -1,0 +1,168 @@
+"""How many trials a search needs that knows searches on other tables, beside plain TPE.
+
+    python benchmarks/tuning/run.py                # everything; what was done before is taken from .cache
+    python benchmarks/tuning/run.py plain 0        # one arm with one seed
+    python benchmarks/tuning/run.py report         # only the figures
+
+For each table in turn the earlier searches are those on the other tables (one plain search of 50 trials each), so that
+nothing of a table helps itself. The score is the project's metric on the validation rows; the target is what plain TPE
+reaches in 50 trials, the median over the seeds.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tables"))
+
+from tables import table
+
+from tidemill import pipeline
+from tidemill.core.artifact import Artifact
+from tidemill.core.events import Events
+from tidemill.core.metrics import default_metric, metric_of
+from tidemill.core.project import from_tree
+from tidemill.tune import stage
+
+CACHE = Path(__file__).parents[2] / ".cache" / "benchmarks" / "tuning"
+RESULTS = Path(__file__).parent / "results"
+NAMES = (
+    "oj", "wage", "bikeshare", "default", "caravan", "college", "housing", "german_credit", "fifa", "affairs",
+    "doctor_visits", "diamonds", "traffic", "digits", "flights", "employment",
+)  # fmt: skip
+ROWS = 4000
+SEEDS = (0, 1, 2)
+PLAIN, WARM = 50, 25
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"trials": PLAIN},
+    "transfer": {"trials": WARM, "sampler": "transfer", "warm_start": "history"},
+    "starts": {"trials": WARM, "warm_start": "history"},
+}
+
+
+def search(name: str, arm: str, seed: int) -> None:
+    """One search, its trials in the cache."""
+    done = CACHE / arm / f"{name}-{seed}.json"
+    if done.exists():
+        return
+    made = table(name, rows=ROWS)
+    tree = made.project(engine={"threads": 1}, tune={**ARMS[arm], "seed": seed})
+    tree["data"]["split"] = {**made.split, "valid": 0.2, "test": 0.2}
+    project = from_tree(tree)
+    stages = pipeline.run(project, home=CACHE / "home" / name, to_stage="features", register=False).stages
+    data, features = Artifact.open(stages["data"].path), Artifact.open(stages["features"].path)
+    studies = CACHE / "studies"
+    out = CACHE / "work" / f"{arm}-{name}-{seed}"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    start = time.perf_counter()
+    warm = stage.warm_start(project, data, features, studies=studies)
+    keep = studies if arm == "plain" and seed == SEEDS[0] else None
+    stage.run(project, data, features, out, work=out / "work", events=Events(), warm=warm, studies=keep)
+    seconds = time.perf_counter() - start
+    done.parent.mkdir(parents=True, exist_ok=True)
+    trials = [{key: trial[key] for key in ("params", "value", "state")} for trial in json.loads((out / "trials.json").read_text())]
+    done.write_text(json.dumps({"seconds": round(seconds, 2), "trials": trials}))
+    shutil.rmtree(out)
+    print(f"{arm:9} {name:14} seed {seed}  {seconds:6.1f} s", flush=True)
+
+
+def curves(name: str, arm: str) -> list[list[float]]:
+    """The best score so far after each trial, more is better, one list a seed."""
+    sign = 1.0 if metric_of(default_metric(table(name, rows=ROWS).task)).greater_is_better else -1.0  # type: ignore[arg-type]
+    found = []
+    for seed in SEEDS:
+        path = CACHE / arm / f"{name}-{seed}.json"
+        if path.exists():
+            values = [sign * t["value"] if t["value"] is not None else -float("inf") for t in json.loads(path.read_text())["trials"]]
+            found.append([max(values[: place + 1]) for place in range(len(values))])
+    return found
+
+
+def report() -> None:
+    """Print the table and write the dated result."""
+    rows = []
+    for name in NAMES:
+        plain = curves(name, "plain")
+        target = statistics.median(curve[-1] for curve in plain)
+        first = plain[0][0]
+        row: dict[str, Any] = {"table": name, "metric": default_metric(table(name, rows=ROWS).task), "first": first, "target": target}  # type: ignore[arg-type]
+        for arm in ARMS:
+            found = curves(name, arm)
+            if not found:
+                continue
+            at = [statistics.median(curve[place] for curve in found) for place in range(len(found[0]))]
+            reached = [next((place + 1 for place, value in enumerate(curve) if value >= target), None) for curve in found]
+            row[arm] = {
+                "trials_to_target": _median_or_none(reached, len(found)),
+                "runs_that_reach_it_in_25": sum(place is not None and place <= WARM for place in reached),
+                "runs": len(found),
+                "gain_at_25": _share(at[WARM - 1], first, target),
+                "gain_at_15": _share(at[14], first, target),
+            }
+        rows.append(row)
+    summary = {
+        arm: {
+            "tables_that_reach_it_in_25": sum(
+                row[arm]["trials_to_target"] is not None and row[arm]["trials_to_target"] <= WARM for row in rows if arm in row
+            ),
+            "tables": sum(arm in row for row in rows),
+            "runs_that_reach_it_in_25": f"{sum(row[arm]['runs_that_reach_it_in_25'] for row in rows if arm in row)} of {sum(row[arm]['runs'] for row in rows if arm in row)}",
+            "median_gain_at_15": statistics.median(row[arm]["gain_at_15"] for row in rows if arm in row),
+            "median_gain_at_25": statistics.median(row[arm]["gain_at_25"] for row in rows if arm in row),
+            "mean_gain_at_25": statistics.mean(row[arm]["gain_at_25"] for row in rows if arm in row),
+            "median_trials_to_target": _median_or_none(
+                [row[arm]["trials_to_target"] for row in rows if arm in row], sum(arm in row for row in rows)
+            ),
+        }
+        for arm in ARMS
+        if any(arm in row for row in rows)
+    }
+    arms = list(summary)
+    print("| table | " + " | ".join(f"{arm}: trials to target, gain at 25" for arm in arms) + " |")
+    print("|---|" + "---|" * len(arms))
+    for row in rows:
+        cells = [f"{row[arm]['trials_to_target'] or 'not'}, {row[arm]['gain_at_25']:.2f}" if arm in row else "" for arm in arms]
+        print(f"| {row['table']} | " + " | ".join(cells) + " |")
+    print(json.dumps(summary, indent=1))
+    RESULTS.mkdir(exist_ok=True)
+    environment = pipeline.environment()
+    day = dt.datetime.now(dt.UTC).date().isoformat()
+    result = {"date": day, "rows": ROWS, "seeds": list(SEEDS), "environment": environment, "summary": summary, "tables": rows}
+    (RESULTS / f"{day}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _share(value: float, first: float, target: float) -> float:
+    """How much of the way from the project's own parameters to the target was gone."""
+    return round((value - first) / (target - first), 3) if target > first else 1.0
+
+
+def _median_or_none(places: list[int | None], count: int) -> float | None:
+    """The median, None (never reached) counting as beyond every number."""
+    ordered = sorted(places, key=lambda place: (place is None, place or 0))
+    return ordered[(count - 1) // 2]
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["report"]:
+        report()
+        return
+    arms = arguments[:1] or list(ARMS)
+    seeds = [int(seed) for seed in arguments[1:]] or list(SEEDS)
+    for seed in seeds:
+        for arm in arms:
+            for name in NAMES:
+                search(name, arm, seed)
+    if not arguments:
+        report()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
