@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tidemill.data.profile import Sketches, TableSketch, described
 from tidemill.data.sample import sample_of
 from tidemill.data.sources import QUERIES, content_hashes, scanned
 from tidemill.data.split import SPLITS, Cuts, find_cuts
+from tidemill.data.storage import Extent, Extents, Together, stored_schema
 from tidemill.data.table import KEY, ORDER, ROW, STRATUM, checked_table, staged
 from tidemill.data.target import TargetFacts, class_counts, told
 
@@ -47,7 +48,7 @@ def run(project: Project, out: Path, *, events: Events, sample: float = 1.0, cac
     config.check()
     with open_engine(project.engine, scratch=out) as engine:
         rows, schema = _prepared(engine, project, out, events, sample=sample, cache=cache)
-        counts = engine.reduce(rows, leakage.NullCounts(schema.names, config.target))
+        counts, extents = engine.reduce(rows, Together((leakage.NullCounts(schema.names, config.target), Extents(schema))))
         known, unknown = (int(count) for count in counts[-1])
         _some_rows(project, known, unknown, events)
         results = _checks(engine.frame(rows), config, schema, events)
@@ -57,7 +58,8 @@ def run(project: Project, out: Path, *, events: Events, sample: float = 1.0, cac
         _check_weight(engine, rows, config, schema)
         cuts = find_cuts(engine, _select(engine, rows, [ORDER, STRATUM]), config.split)
         final = _final_schema(schema, counts, facts)
-        sizes = {split: _write_split(engine, rows, cuts, split, final, facts, out) for split in SPLITS}
+        stored = _stored(schema, final, extents, facts)
+        sizes = {split: _write_split(engine, rows, cuts, split, stored, facts, out) for split in SPLITS}
         classes = _check_classes(engine, out, facts, events)
         _check_shares(sizes, config, events)
         events.emit("data.split", ", ".join(f"{split} {size:,}" for split, size in sizes.items()) + " rows", rows=sizes)
@@ -177,12 +179,18 @@ def _final_schema(schema: Schema, counts: np.ndarray, facts: TargetFacts) -> Sch
     return Schema(tuple(columns))
 
 
-def _write_split(engine: DataEngine, rows: Rows, cuts: Cuts, split: str, schema: Schema, facts: TargetFacts, out: Path) -> int:
-    arrow, wanted, target = schema.to_arrow(), SPLITS.index(split), facts.column.name
+def _stored(schema: Schema, final: Schema, extents: Sequence[Extent], facts: TargetFacts) -> pa.Schema:
+    """Types of the files: narrow where no value changes; the target's own, which may be another than it came in."""
+    wide = Extent(low=-(2**63), high=2**63 - 1, single=False)
+    return stored_schema(final, [wide if column.name == facts.column.name else one for column, one in zip(schema, extents, strict=True)])
+
+
+def _write_split(engine: DataEngine, rows: Rows, cuts: Cuts, split: str, arrow: pa.Schema, facts: TargetFacts, out: Path) -> int:
+    wanted, target = SPLITS.index(split), facts.column.name
 
     def chosen(batch: pa.RecordBatch) -> pa.RecordBatch:
         kept = batch.filter(pa.array(cuts.split_of(batch) == wanted))
-        columns = [facts.stored(kept.column(name)) if name == target else kept.column(name) for name in schema.names]
+        columns = [facts.stored(kept.column(name)) if name == target else kept.column(name) for name in arrow.names]
         return pa.record_batch([column.cast(field.type) for column, field in zip(columns, arrow, strict=True)], schema=arrow)
 
     return engine.write(engine.map_batches(rows, chosen, arrow), Target(path=out / split)).rows

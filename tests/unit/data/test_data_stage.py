@@ -94,7 +94,9 @@ class TestOutput:
         assert by_name["carrier"] == {"name": "carrier", "type": "string", "nullable": True}
         assert by_name["distance"] == {"name": "distance", "type": "float64", "nullable": False}
         for split in ("train", "valid", "test"):
-            assert data.table(split).schema.equals(Schema.from_json(schema["columns"]).to_arrow())
+            logical = Schema.from_json(schema["columns"]).to_arrow()
+            assert data.table(split).cast(logical).schema.equals(logical)
+            assert data.table(split).schema.field("id").type == pa.int16()  # 2,000 of them
             assert data.table(split).num_rows == schema["rows"][split]
 
     def test_every_row_is_in_one_split_as_it_came(self, data: Stage) -> None:
