@@ -97,7 +97,7 @@ def _rows(first: int, notes: int, rng: np.random.Generator) -> pa.Table:
         "session": _texts(rng.permutation(ids), "session"),  # no two alike
         **{
             f"note{i}": _texts(rng.integers(400, size=CHUNK_ROWS), f"a longer note of some hundred characters, number {i}, " * 2)
-            for i in range(4)
+            for i in range(notes)
         },
     }
     return pa.table(columns)
