@@ -56,7 +56,7 @@ def search(name: str, arm: str, seed: int) -> None:
     tree = made.project(engine={"threads": 1}, tune={**ARMS[arm], "seed": seed})
     tree["data"]["split"] = {**made.split, "valid": 0.2, "test": 0.2}
     project = from_tree(tree)
-    stages = pipeline.run(project, home=CACHE / "home" / name, to_stage="features", register=False).stages
+    stages = pipeline.run(project, home=CACHE / "home" / f"{arm}-{seed}" / name, to_stage="features", register=False).stages
     data, features = Artifact.open(stages["data"].path), Artifact.open(stages["features"].path)
     studies = CACHE / "studies"
     out = CACHE / "work" / f"{arm}-{name}-{seed}"

@@ -162,7 +162,7 @@ class Space:
         """As much of `params` as the space has a place for; a number outside its range becomes the range's end."""
         seen: dict[str, Any] = dict(self.fixed)
         for dimension in self.walk(seen):
-            value = params.get(dimension.path)
+            value: Any = params.get(dimension.path)
             if dimension.kind != "choice" and _is_number(value, whole=False):
                 value = min(max(value, dimension.low), dimension.high)
                 value = round(value) if dimension.kind == "int" else float(value)

@@ -43,7 +43,8 @@ class Process:
     mean: float
 
     def predict(self, x_CD: np.ndarray) -> np.ndarray:
-        return self.mean + _kernel(x_CD, self.x_ND, self.length) @ self.alpha_N
+        found: np.ndarray = self.mean + _kernel(x_CD, self.x_ND, self.length) @ self.alpha_N
+        return found
 
 
 @dataclass(frozen=True)

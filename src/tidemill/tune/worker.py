@@ -79,7 +79,7 @@ def main() -> int:
 
 def _end_with_parent() -> None:
     """The other end of stdin is closed when the process that started this one ends."""
-    while sys.stdin.buffer.raw.read(1):  # type: ignore[attr-defined]
+    while os.read(sys.stdin.fileno(), 1):
         continue
     os._exit(1)
 

@@ -24,6 +24,8 @@ def told(report: Report) -> str:
     said = []
     if search.get("starts"):
         said.append(f"It began with {len(search['starts'])} settings that did well on other tables.")
+    if search.get("studies"):
+        said.append(f"It learnt from earlier searches on other tables, {len(search['studies'])} in all.")
     if search.get("narrowed"):
         sentence = str(search["narrowed"].get("said", ""))
         said.append(f"The {sentence}.")
@@ -93,10 +95,10 @@ def parallel(done: Sequence[Mapping[str, Any]], *, lower: bool) -> Html | None:
 
 
 def starts(report: Report, trials: Sequence[Mapping[str, Any]]) -> Html | None:
-    """Where the first settings came from, and what they reached."""
+    """Where the first settings came from, and what they reached; or the tables that were learnt from, the nearest first."""
     found = report.find("tune/search.json", "starts", default=[])
     if not found:
-        return None
+        return _tables(report.find("tune/search.json", "studies", default=[]))
     values = {trial.get("number"): trial for trial in trials}
     rows = []
     for place, start in enumerate(found, start=1):
@@ -104,6 +106,13 @@ def starts(report: Report, trials: Sequence[Mapping[str, Any]]) -> Html | None:
         reached = score(trial["value"]) if _finite(trial.get("value")) else str(trial.get("state", "\u2013"))
         rows.append((number(place), str(start.get("from", "")), reached))
     return join(tag("h3", "Warm start"), table(("Trial", "From", "Value"), rows, caption="Settings tried first", numbers=(2,)))
+
+
+def _tables(studies: Sequence[Mapping[str, Any]]) -> Html | None:
+    if not studies:
+        return None
+    rows = [(str(study.get("name", "")), score(study.get("distance"))) for study in studies]
+    return join(tag("h3", "Learnt from"), table(("Search", "Distance of its table"), rows, caption="Tables learnt from", numbers=(1,)))
 
 
 def _scale(values: Sequence[Any]) -> Any:

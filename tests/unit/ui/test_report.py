@@ -198,3 +198,11 @@ def test_a_search_says_what_mattered_what_was_narrowed_and_where_it_began(binary
         "bikes, distance 1.20",
     ):
         assert said in made, said
+
+
+def test_a_search_names_the_tables_that_it_learnt_from(binary: Stages, run: dict[str, Any]) -> None:
+    search = binary["tune"].read_json("search.json")
+    (binary["tune"].path / "search.json").write_text(json.dumps({**search, "starts": [], "studies": [{"name": "bikes", "distance": 0.75}]}))
+    made = render(collect(binary, run=run))
+    assert "It learnt from earlier searches on other tables, 1 in all." in made
+    assert "Distance of its table" in made
