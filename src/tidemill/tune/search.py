@@ -115,8 +115,9 @@ def take_part(project: Project, plan: Plan, workload: Workload, store: Store, *,
                 return
             time.sleep(_WAIT_S)
             continue
-        if len(board.finished) == plan.config.narrows_at() and NARROWED in board.notes:
-            events.emit("tune.narrowed", said(board.notes[NARROWED]), **board.notes[NARROWED])
+        note = board.notes.get(NARROWED)
+        if note is not None and note["after"] == len(board.finished):  # it was agreed on just now
+            events.emit("tune.narrowed", said(note), **note)
         ended = _try(fits, plan, trial, board.finished, events)
         if store.finish(ended):
             _tell(ended, store.finished(), plan, events)

@@ -13,7 +13,7 @@ from tidemill.core.errors import DataError, Unsupported
 from tidemill.core.events import Events
 from tidemill.core.metrics import default_metric, metric_of
 from tidemill.core.project import Project, fingerprint
-from tidemill.train.workload import Workload, prepare_model
+from tidemill.train.workload import Workload, first_share, growing, prepare_model
 from tidemill.tune import history
 from tidemill.tune.config import TuneConfig
 from tidemill.tune.narrow import importance
@@ -70,7 +70,8 @@ def run(
     warm = warm or Warm()
     starts = [start["params"] for start in warm.starts]
     plan = Plan.of(project, metric=metric_name(project, workload.problem.task), starts=starts, studies=warm.studies)
-    question = _question(project, plan, of=[data.id, features.id, hash_json(list(warm.studies))], threads=workload.threads)
+    share = _share(project, data)
+    question = _question(project, plan, of=[data.id, features.id, share, hash_json(list(warm.studies))], threads=workload.threads)
     store = Store(work, study=question, url=config.storage)
     try:
         done = store.finished()
@@ -80,7 +81,7 @@ def run(
             take_part(project, plan, workload, store, events=events)
         else:
             shared = _shared(project, workload.threads)
-            order = order_of(shared, plan, data, features, folder=work, study=question, studies=warm.studies)
+            order = order_of(shared, plan, data, features, folder=work, study=question, share=share, studies=warm.studies)
             run_workers(order, config.workers, events=events)
         trials, notes = store.finished(), store.notes()
     finally:
@@ -142,6 +143,12 @@ def metric_name(project: Project, task: Any) -> str:
     return str(name)
 
 
+def _share(project: Project, data: Artifact) -> float:
+    """The share of the training rows that is searched on: the first sample, where samples are to grow."""
+    sampling = growing(project)
+    return 1.0 if sampling is None else first_share(sampling, int(data.read_json("schema.json")["rows"]["train"]))
+
+
 def _shared(project: Project, threads: int) -> Project:
     """The project with each worker's part of the machine."""
     workers = project.tune.workers
@@ -149,7 +156,7 @@ def _shared(project: Project, threads: int) -> Project:
     return replace(project, engine=replace(project.engine, threads=max(1, threads // workers), memory=str(memory)))
 
 
-def _question(project: Project, plan: Plan, *, of: list[str], threads: int) -> str:
+def _question(project: Project, plan: Plan, *, of: list[Any], threads: int) -> str:
     """What the trials are an answer to, however many there are to be and whoever tries them."""
     config = plan.config
     return fingerprint(

@@ -24,7 +24,15 @@ _SECTIONS = ("model", "train", "tune", "engine")
 
 
 def order_of(
-    project: Project, plan: Plan, data: Artifact, features: Artifact, *, folder: Path, study: str, studies: Sequence[Mapping[str, Any]]
+    project: Project,
+    plan: Plan,
+    data: Artifact,
+    features: Artifact,
+    *,
+    folder: Path,
+    study: str,
+    share: float,
+    studies: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """What a worker has to be told."""
     return {
@@ -36,6 +44,7 @@ def order_of(
         "features": str(features.path.resolve()),
         "work": str(folder.resolve()),
         "study": study,
+        "share": share,
         "metric": plan.metric,
         "starts": [dict(start) for start in plan.starts],
         "studies": list(studies),
@@ -56,7 +65,8 @@ def serve(order: Mapping[str, Any], out: TextIO) -> None:
     config: TuneConfig = project.tune
     prepare_model(project)
     plan = Plan.of(project, metric=order["metric"], starts=order["starts"], studies=order["studies"])
-    workload = Workload.of(project, Artifact.open(Path(order["data"])), Artifact.open(Path(order["features"])))
+    data, features = Artifact.open(Path(order["data"])), Artifact.open(Path(order["features"]))
+    workload = Workload.of(project, data, features, whole=True).sampled(order["share"])
     store = Store(Path(order["work"]), study=order["study"], url=config.storage)
     try:
         take_part(project, plan, workload, store, events=Events(tell))

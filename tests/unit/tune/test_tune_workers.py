@@ -21,6 +21,7 @@ from tidemill.core.engine import EngineConfig
 from tidemill.core.errors import DataError
 from tidemill.core.events import Event, Events
 from tidemill.core.project import Project, build
+from tidemill.data.config import DataConfig
 from tidemill.models.config import ModelConfig
 from tidemill.train.config import TrainConfig
 from tidemill.tune.config import TuneConfig
@@ -40,6 +41,7 @@ from tidemill.core.contract import ContractConfig
 from tidemill.core.engine import EngineConfig
 from tidemill.core.events import Events
 from tidemill.core.project import Project, build
+from tidemill.data.config import DataConfig
 from tidemill.models.config import ModelConfig
 from tidemill.train.config import TrainConfig
 from tidemill.tune.config import TuneConfig
@@ -190,3 +192,16 @@ def test_two_machines_share_one_search(finished_stages: Stages, tmp_path: Path, 
     for name in ("best.json", "trials.json", "search.json"):
         assert (tmp_path / "out0" / name).read_bytes() == (tmp_path / "out1" / name).read_bytes()
     assert [trial["number"] for trial in trials_of(tmp_path / "out0")] == list(range(12))
+
+
+def test_workers_search_on_the_first_sample_too(finished_stages: Stages, tmp_path: Path) -> None:
+    """Where samples are to grow, one process and several fit the same rows."""
+    stages = finished_stages(rows=6000)
+    settings = {"trials": 3, "space": SPACE, "sampler": "random", "pruner": "none"}
+    sampling = build(DataConfig, {"source": "x.parquet", "target": "outcome", "sample": {"by": "progressive", "share": 0.2}}, path="data")
+    one = search(stages, tmp_path / "one", replace(project(settings), data=sampling))
+    two = search(stages, tmp_path / "two", replace(project({**settings, "workers": 2}), data=sampling))
+    whole = search(stages, tmp_path / "whole", project(settings))
+    assert [trial["params"] for trial in two] == [trial["params"] for trial in one]
+    assert [trial["value"] for trial in two] == pytest.approx([trial["value"] for trial in one], abs=1e-3)
+    assert [trial["value"] for trial in whole] != pytest.approx([trial["value"] for trial in one], abs=1e-3)
