@@ -111,7 +111,12 @@ class TestVocabulary(OperatorConformance):
     operator = "vocabulary"
     chains = same(
         CATEGORIES,
-        [["vocabulary"], [{"op": "vocabulary", "max_size": 2, "min_count": 1}, "standardize"], [{"op": "vocabulary", "min_count": 99}]],
+        [
+            ["vocabulary"],
+            [{"op": "vocabulary", "max_size": 2, "min_count": 1}, "standardize"],
+            [{"op": "vocabulary", "min_count": 99}],
+            [{"op": "vocabulary", "order": "value", "min_count": 1}],
+        ],
     )
 
 

@@ -15,7 +15,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from tidemill import TidemillClassifier, TidemillRegressor
 
-QUICK = {"num_rounds": 20}
+# Of all rows and features: rows that are drawn are others where a row is repeated instead of weighted.
+QUICK = {"num_rounds": 20, "learning_rate": 0.1, "subsample": 1.0, "colsample": 1.0}
 ESTIMATORS = [TidemillClassifier(parameters=QUICK), TidemillRegressor(parameters=QUICK), TidemillRegressor("linear")]
 
 

@@ -37,8 +37,9 @@ class FeaturesConfig:
     """Chains by column; a column without one gets the default of its type.
 
     Numbers pass as they are, null NaN, for models treat it as missing themselves. Booleans become 0 and 1. Text becomes
-    one-hot features up to 16 distinct values, a vocabulary beyond; free text, of several words that differ in most rows,
-    what its n-grams say of the target (`ngram_target`). Times become date parts.
+    one-hot features up to 16 distinct values, a vocabulary beyond, in the order of the values where all are numbers; free
+    text, of several words and different in most rows, becomes what its n-grams say of the target (`ngram_target`). Times
+    become date parts.
     """
 
     drop: tuple[str, ...] = ()

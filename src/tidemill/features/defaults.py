@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tidemill.core.load import load
+from tidemill.features.config import Step
 from tidemill.features.statistics import Tally
+from tidemill.features.vocabulary import are_numbers
 
 # Distinct values up to which a column becomes one-hot features.
 MAX_ONE_HOT = 16
@@ -23,20 +26,20 @@ LOOKED_AT = 1_000
 FIRST_WORDLIKE = "\u2e80"
 
 
-def default_of_text(seen: Tally, rows: int, texts: Sequence[str], *, learns: bool) -> str:
-    """The name of the operator that a text column gets.
+def default_of_text(seen: Tally, rows: int, texts: Sequence[str], *, learns: bool) -> Step:
+    """The step that a text column gets.
 
     Args:
         rows: Rows that are not null.
         texts: Some values.
-        learns: Whether the operator may be one that learns from the target.
+        learns: Whether it may be an operator that learns from the target.
     """
     many = seen.error > 0  # some were given up, for there were too many
     if len(seen) <= MAX_ONE_HOT and not many:
-        return "one_hot"
+        return Step("one_hot", load("operator", "one_hot")())
     if learns and (many or len(seen) > FREE_TEXT_SHARE * rows) and mean_words(texts) >= FREE_TEXT_WORDS:
-        return "ngram_target"
-    return "vocabulary"
+        return Step("ngram_target", load("operator", "ngram_target")())
+    return Step("vocabulary", load("operator", "vocabulary")(order="value" if are_numbers(texts) else "frequency"))
 
 
 def mean_words(texts: Sequence[str]) -> float:

@@ -233,8 +233,7 @@ class _Task:
         if reason is not None or not self.fits:
             return reason
         if self.chain.steps is None:
-            name = default_of_text(states[self.chain.name], census.rows - census.nulls, census.texts, learns=learns)
-            self.chain.steps = (Step(name, load("operator", name)()),)
+            self.chain.steps = (default_of_text(states[self.chain.name], census.rows - census.nulls, census.texts, learns=learns),)
             if needs_target(self.chain.steps[0].operator):  # which takes a pass of its own
                 return None
             self.fits = _fits_of(self.chain.steps[0], {self.chain.name: strings([])}, self.chain.name, None)

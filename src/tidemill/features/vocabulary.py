@@ -1,10 +1,11 @@
-"""Vocabulary: a category as its rank by frequency, one feature however many categories there are."""
+"""Vocabulary: a category as its rank, one feature however many categories there are."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from tidemill.features.builder import FLOAT, Block, Builder
 from tidemill.features.categories import Codes, code_nodes, reference_codes
@@ -17,8 +18,9 @@ LARGEST_CODE = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """1 for the most frequent category, V for the rarest kept; equally frequent ones in rising order of value.
+    """Codes from 1 to V, by frequency or in the order of the categories themselves.
 
+    By frequency 1 is the most frequent category, V the rarest that is kept, equally frequent ones in rising order of value.
     Codes 0 to V + 1 suit an embedding table of V + 2 rows.
 
     | value                      | becomes                                                            |
@@ -34,6 +36,9 @@ class Vocabulary:
     min_count: int = field(default=2, metadata={"min": 1})
     """Rows that a category must have in training, or it is rare."""
 
+    order: Literal["frequency", "value"] = "frequency"
+    """frequency | value: texts that are all numbers as numbers, others by code point."""
+
     accepts: ClassVar[tuple[Kind, ...]] = ("string", "integer")
 
     def fit(self, kind: Kind) -> Fit[Any] | Fitted:
@@ -47,7 +52,25 @@ class Vocabulary:
         return Block(kind="integer", names=block.names, origins=block.origins, tensors=tensors, element=FLOAT)
 
     def _summary(self, seen: Tally) -> Fitted:
-        return {"categories": seen.ranked(size=self.max_size, min_count=self.min_count)}
+        kept = seen.ranked(size=self.max_size, min_count=self.min_count)
+        if self.order == "value":
+            kept.sort()
+            if are_numbers(kept):
+                kept.sort(key=float)
+        return {"categories": kept}
+
+
+def are_numbers(categories: Sequence[Any]) -> bool:
+    """Whether each can be read as a finite number, as the codes of surveys can.
+
+    Example:
+        >>> are_numbers(["10", "-9", "2.5"]), are_numbers(["10", "nan"]), are_numbers(["10", "A1"])
+        (True, False, False)
+    """
+    try:
+        return all(math.isfinite(float(category)) for category in categories)
+    except ValueError:
+        return False
 
 
 def _codes(fitted: Fitted) -> Codes:

@@ -50,25 +50,30 @@ ROW_BYTES = 32
 LARGEST_TRAINED = np.float32(1e38)
 LARGEST = np.finfo(np.float32).max
 
+# What max_depth = "auto" tries, where there are no more values to train on than this.
+DEPTHS = (4, 6)
+TRIED_CELLS = 20_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class XGBoostParams:
     """How the trees grow."""
 
-    max_depth: int = field(default=6, metadata={"min": 1, "max": 30})
-    """Splits between the root and the deepest leaf."""
-    learning_rate: float = field(default=0.1, metadata={"min": 1e-5, "max": 1.0})
+    max_depth: int | Literal["auto"] = field(default="auto", metadata={"min": 1, "max": 30})
+    """Splits between the root and the deepest leaf; auto: 4 or 6, whichever is better on the validation rows. 6
+    where there are none, or more than 20,000,000 values to train on."""
+    learning_rate: float = field(default=0.05, metadata={"min": 1e-5, "max": 1.0})
     """Share of each tree's answer that is added."""
-    num_rounds: int = field(default=500, metadata={"min": 1, "max": 100_000})
+    num_rounds: int = field(default=1000, metadata={"min": 1, "max": 100_000})
     """Most rounds of boosting; one tree a round, one for each class with more than two."""
-    early_stopping: int = field(default=30, metadata={"min": 0, "max": 100_000})
+    early_stopping: int = field(default=50, metadata={"min": 0, "max": 100_000})
     """Rounds without progress on the validation rows before the fit ends and the best round is kept; 0 runs them all."""
     watch: Literal["auto", "roc_auc", "log_loss", "average_precision", "rmse", "mae"] = "auto"
     """What early stopping goes by; auto is log_loss for classes, rmse for regression. roc_auc bears a share of
     positives that drifts from training to validation."""
-    subsample: float = field(default=1.0, metadata={"min": 0.01, "max": 1.0})
+    subsample: float = field(default=0.8, metadata={"min": 0.01, "max": 1.0})
     """Share of the rows that each tree sees."""
-    colsample: float = field(default=1.0, metadata={"min": 0.01, "max": 1.0})
+    colsample: float = field(default=0.8, metadata={"min": 0.01, "max": 1.0})
     """Share of the features that each tree sees."""
     min_child_weight: float = field(default=1.0, metadata={"min": 0.0, "max": 1e9})
     """Least sum of second derivatives in a leaf; higher is smoother."""
@@ -132,7 +137,10 @@ class XGBoost:
         measured = _measured(params.watch, task, valid)
         settings = {"eval_metric": list(measured.values()), **monotone_constraints(params.monotone, train.names, task)}
         settings |= _settings(params, task, num_classes, seed, threads)
-        booster, kept, outside = self.boost(settings, measured, train, valid, params, threads, on_round)
+        if params.max_depth == "auto" and valid is not None and valid.num_rows and train.num_rows * train.num_features <= TRIED_CELLS:
+            booster, kept, outside = self._better(settings, measured, train, valid, params, threads, on_round)
+        else:
+            booster, kept, outside = self.boost(settings, measured, train, valid, params, threads, on_round)
         fitted = FittedTrees(booster, task=task, num_classes=num_classes, names=list(train.names), best_round=kept)
         fitted.external_memory = outside
         return fitted
@@ -184,6 +192,30 @@ class XGBoost:
         """The learning rate: ten rounds at 0.03 have come as far as one at 0.3."""
         return params.learning_rate
 
+    def _better(
+        self,
+        settings: Mapping[str, Any],
+        measured: Mapping[str, str],
+        train: base.Matrix,
+        valid: base.Matrix,
+        params: XGBoostParams,
+        threads: int,
+        on_round: base.OnRound | None,
+    ) -> tuple[Any, int, bool]:
+        """What `boost` gives with the depth whose best validation round is better; its rounds are told once it is known."""
+        name = next(iter(measured))
+        sign = 1 if name in ("roc_auc", "average_precision") else -1
+        tried = []
+        for depth in DEPTHS:
+            rounds: list[Mapping[str, float]] = []
+            made = self.boost({**settings, "max_depth": depth}, measured, train, valid, params, threads, _noting(rounds))
+            tried.append((sign * rounds[made[1]][f"valid_{name}"], made, rounds))
+        _, made, rounds = max(tried, key=lambda one: one[0])
+        for number, values in enumerate(rounds if on_round is not None else ()):
+            if on_round is not None and on_round(number, values):
+                break
+        return made
+
     def boost(
         self,
         settings: Mapping[str, Any],
@@ -231,6 +263,16 @@ class XGBoost:
             self._quantised = None  # lets go of the old one before the new one takes its memory
             self._quantised = kept = _Quantised(train, valid, params.max_bin, threads, outside)
         return kept
+
+
+def _noting(rounds: list[Mapping[str, float]]) -> base.OnRound:
+    """Takes down what each round measured."""
+
+    def note(_: int, values: Mapping[str, float]) -> bool:
+        rounds.append(values)
+        return False
+
+    return note
 
 
 def quantised_bytes(train: base.Matrix, valid: base.Matrix | None) -> int:
@@ -412,7 +454,7 @@ def _settings(params: XGBoostParams, task: str, num_classes: int | None, seed: i
     """XGBoost's own names for what a fit needs."""
     settings: dict[str, Any] = {
         "objective": OBJECTIVES[task], "tree_method": "hist", "nthread": threads, "seed": seed,
-        "max_depth": params.max_depth, "learning_rate": params.learning_rate, "subsample": params.subsample,
+        "max_depth": DEPTHS[-1] if params.max_depth == "auto" else params.max_depth, "learning_rate": params.learning_rate, "subsample": params.subsample,
         "colsample_bytree": params.colsample, "min_child_weight": params.min_child_weight, "lambda": params.reg_lambda,
         "alpha": params.reg_alpha, "gamma": params.gamma, "max_bin": params.max_bin,
     }  # fmt: skip

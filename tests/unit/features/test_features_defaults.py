@@ -34,6 +34,12 @@ def test_many_values_become_codes() -> None:
     assert op_of([f"id-{i:08x}" for i in range(200)]) == "vocabulary", "names of rows are no text"
 
 
+def test_codes_that_are_numbers_keep_their_order() -> None:
+    table = pa.table({"t": [str(i % 20) for i in range(200)]})
+    described, _ = fit_table(table)
+    assert described["columns"]["t"][0]["fitted"]["categories"] == [str(i) for i in range(20)]
+
+
 def test_free_text_is_asked_what_it_says_of_the_target() -> None:
     assert op_of([*sentences(200), None]) == "ngram_target"
     assert op_of(["\u4e2d\u6587\u6587\u672c" + chr(0x4E00 + i) for i in range(200)]) == "ngram_target"

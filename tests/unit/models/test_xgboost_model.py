@@ -32,7 +32,7 @@ def fit(train: Any, valid: Any, *, model: XGBoost | None = None, task: str = "bi
 @pytest.mark.parametrize(("task", "metric"), [("binary", "logloss"), ("multiclass", "mlogloss"), ("regression", "rmse")])
 def test_the_trees_are_those_of_bare_xgboost(task: str, metric: str) -> None:
     train, valid = matrix(0, task=task), matrix(1, task=task)
-    fitted = fit(train, valid, task=task, early_stopping=4, subsample=0.8, learning_rate=0.3)
+    fitted = fit(train, valid, task=task, early_stopping=4, subsample=0.8, colsample=1.0, learning_rate=0.3, max_depth=6)
     (a,), (b,) = train.batches(), valid.batches()
     data = xgb.QuantileDMatrix(a.x_NF, a.y_N)
     objective = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}[task]
@@ -52,6 +52,22 @@ def test_the_trees_are_those_of_bare_xgboost(task: str, metric: str) -> None:
     expected = bare.inplace_predict(b.x_NF, iteration_range=(0, bare.best_iteration + 1))
     answer = fitted.predict(b.x_NF)
     np.testing.assert_array_equal(answer[:, 1] if task == "binary" else answer, expected.astype(np.float64))
+
+
+def test_the_depth_is_that_which_is_better_on_the_validation_rows() -> None:
+    train, valid = matrix(0), matrix(1)
+    (rows,) = valid.batches()
+
+    def loss(**params: Any) -> float:
+        answer_NK = fit(train, valid, **params).predict(rows.x_NF)
+        return float(-np.log(answer_NK[np.arange(len(rows.y_N)), rows.y_N.astype(int)]).mean())
+
+    losses = [loss(max_depth=depth) for depth in (4, 6)]
+    told: list[tuple[int, float]] = []
+    chosen = fit(train, valid, on_round=lambda number, values: bool(told.append((number, values["valid_log_loss"]))))
+    assert loss() == min(losses) < max(losses)
+    assert [number for number, _ in told] == list(range(len(told))), "the rounds of the better one alone"
+    assert min(told, key=lambda one: one[1])[0] == chosen.best_round
 
 
 def test_only_the_rounds_up_to_the_best_are_kept() -> None:
@@ -167,7 +183,9 @@ def test_whole_weights_count_as_repeated_rows() -> None:
     weighted = MemoryMatrix(batch.x_NF, batch.y_N, times_N.astype(np.float64))
     repeated = MemoryMatrix(np.repeat(batch.x_NF, times_N, axis=0), np.repeat(batch.y_N, times_N))
     # As many bins as values, so that both see the same thresholds.
-    first, second = (fit(one, None, num_rounds=15, max_bin=4096) for one in (weighted, repeated))
+    first, second = (
+        fit(one, None, num_rounds=15, max_bin=4096, learning_rate=0.1, subsample=1.0, colsample=1.0) for one in (weighted, repeated)
+    )
     np.testing.assert_allclose(first.predict(batch.x_NF), second.predict(batch.x_NF), atol=0.02)
     assert np.mean(np.abs(first.predict(batch.x_NF) - second.predict(batch.x_NF))) < 1e-3
 
