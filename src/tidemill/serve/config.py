@@ -10,6 +10,7 @@ from tidemill.serve.access.config import AuthConfig
 from tidemill.serve.cache import CacheConfig
 from tidemill.serve.cors import CorsConfig
 from tidemill.serve.limits import LimitsConfig
+from tidemill.serve.tls import TlsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,6 @@ class ServeConfig:
     unbuilt: ClassVar[dict[str, str]] = {
         "batch": "send rows together to /predict_batch",
         "replicas": "start one server per port and balance over them",
-        "tls": "end TLS in a proxy in front",
     }
 
     host: str = "127.0.0.1"
@@ -44,6 +44,8 @@ class ServeConfig:
     """Time a client may take to send a request's body, in seconds."""
     drain_timeout_s: float = field(default=30.0, metadata={"min": 0.0, "max": 3600.0})
     """Time that requests in flight are given to finish when the server stops, in seconds."""
+    tls: TlsConfig | None = None
+    """Certificate of HTTPS, and of gRPC; plain HTTP when absent."""
     auth: AuthConfig | None = None
     """Who may ask; anyone when absent, which is refused on an address that is not loopback."""
     limits: LimitsConfig | None = None

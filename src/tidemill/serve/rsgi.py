@@ -28,10 +28,8 @@ class RsgiApp:
         self._next_sweep: asyncio.TimerHandle | None = None
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._sweep(loop)
-
-    def __rsgi_del__(self, _loop: asyncio.AbstractEventLoop) -> None:
-        self.close()
+        if self._next_sweep is None:  # a second server may take over from the first
+            self._sweep(loop)
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         arrived = perf_counter()

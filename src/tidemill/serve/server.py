@@ -12,21 +12,21 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tidemill.core.errors import ConfigError, Conflict, TidemillError
+from tidemill.core.errors import ConfigError, Conflict
 from tidemill.core.events import Events
 from tidemill.core.load import need
 from tidemill.core.package import Package
 from tidemill.serve.app import App
 from tidemill.serve.config import ServeConfig
+from tidemill.serve.listener import Listener, bound, reachable
 from tidemill.serve.model import Model
 from tidemill.serve.rsgi import RsgiApp
 
 if TYPE_CHECKING:
     from tidemill.serve.grpc.server import GrpcServer
-
-STARTUP_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,24 +130,9 @@ def free_port(host: str, port: int) -> int:
 
 
 async def _run(app: App, events: Events, on_ready: Callable[[Running], None] | None) -> None:
-    from granian.constants import HTTPModes, Interfaces
-    from granian.http import HTTP1Settings
-    from granian.server.embed import Server
-
     config, loop = app.config, asyncio.get_running_loop()
     target = RsgiApp(app, workers=config.workers or os.cpu_count() or 1)
-    server = Server(
-        target,
-        address="127.0.0.1" if config.host == "localhost" else config.host,
-        port=config.port,
-        interface=Interfaces.RSGI,
-        http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=int(config.header_timeout_s * 1000)),
-        websockets=False,
-        backlog=1024,
-        log_enabled=False,
-    )
-
+    listener = Listener(target, config, folder=Path(), events=events)
     stopping = asyncio.Event()
 
     def stop() -> None:
@@ -160,25 +145,23 @@ async def _run(app: App, events: Events, on_ready: Callable[[Running], None] | N
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
-    serving = loop.create_task(server.serve())
     grpc: GrpcServer | None = None
     try:
-        await _listening(config, serving)
+        await listener.start()
         grpc = _grpc(app)
-        at = f"{_reachable(config.host)}:{grpc.port}" if grpc is not None else None
+        at = f"{reachable(config.host)}:{grpc.port}" if grpc is not None else None
         running = Running(url=_url(config), grpc=at, stop=stop_from_anywhere)
         gc.collect()
         gc.freeze()
         events.emit("serve.ready", running.url, url=running.url, grpc=running.grpc)
         told = loop.run_in_executor(None, on_ready, running) if on_ready is not None else None
-        await _first(stopping, serving, told)
+        if told is not None:
+            told.add_done_callback(lambda told: stop() if told.exception() else None)
+        await listener.run(stopping)
         events.emit("serve.stopping", "finishing requests in flight")
-        server.stop()  # type: ignore[no-untyped-call]
         calls = loop.run_in_executor(None, lambda: grpc.stop(grace_s=config.drain_timeout_s)) if grpc is not None else None
-        _, late = await asyncio.wait({serving}, timeout=config.drain_timeout_s)
-        if late:
+        if not await listener.stop(drain_s=config.drain_timeout_s):
             events.warn("serve.cut", f"requests in flight were cut after {config.drain_timeout_s:g} s")
-            serving.cancel()
         if calls is not None:
             await calls
         if told is not None:
@@ -195,51 +178,12 @@ def _grpc(app: App) -> GrpcServer | None:
     config = app.config
     if config.grpc_port is None:
         return None
-    from tidemill.serve.grpc.server import GrpcServer
+    from tidemill.serve.grpc.server import GrpcServer, secure
 
-    host = "127.0.0.1" if config.host == "localhost" else config.host
-    return GrpcServer(app, host=host, port=config.grpc_port, workers=config.workers or os.cpu_count() or 1)
-
-
-async def _first(stopping: asyncio.Event, serving: asyncio.Task[None], told: asyncio.Future[None] | None) -> None:
-    """Wait until the server is told to stop, or `on_ready` failed.
-
-    Raises:
-        TidemillError: If the server ends by itself.
-    """
-    waiting = asyncio.ensure_future(stopping.wait())
-    watched: set[asyncio.Future[Any]] = {waiting, serving, *([told] if told is not None else [])}
-    while not stopping.is_set():
-        done, watched = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        failed = told is not None and told.done() and told.exception() is not None
-        if failed or serving in done:
-            waiting.cancel()
-        if failed:
-            return
-        if serving in done:
-            raise TidemillError("the server must keep running, it ended by itself")
-
-
-async def _listening(config: ServeConfig, serving: asyncio.Task[None]) -> None:
-    """Wait until a connection is taken.
-
-    Raises:
-        TidemillError: If that does not happen.
-    """
-    host = _reachable(config.host)
-    for _ in range(int(STARTUP_S / 0.01)):
-        if serving.done():
-            break
-        try:
-            _, writer = await asyncio.open_connection(host, config.port)
-        except OSError:
-            await asyncio.sleep(0.01)
-            continue
-        writer.close()
-        return
-    cause = serving.exception() if serving.done() else None
-    serving.cancel()
-    raise TidemillError(f"the server must listen on {config.host}:{config.port}, it does not" + (f": {cause}" if cause else "")) from cause
+    credentials = secure(config.tls, folder=Path()) if config.tls is not None else None
+    return GrpcServer(
+        app, host=bound(config.host), port=config.grpc_port, workers=config.workers or os.cpu_count() or 1, credentials=credentials
+    )
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -259,11 +203,6 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _reachable(host: str) -> str:
-    """Where this machine finds a server that listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}.get(host, host)  # noqa: S104 - compared, never bound
-
-
 def _url(config: ServeConfig) -> str:
-    host = _reachable(config.host)
-    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+    host, scheme = reachable(config.host), "https" if config.tls is not None else "http"
+    return f"{scheme}://[{host}]:{config.port}" if ":" in host else f"{scheme}://{host}:{config.port}"

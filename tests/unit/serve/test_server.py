@@ -63,7 +63,7 @@ def test_an_address_of_another_machine_is_refused() -> None:
 
 def test_the_section_knows_what_is_to_come() -> None:
     assert build(ServeConfig, {"port": 9000, "log": True}, path="serve").port == 9000
-    for key in ("batch", "tls", "replicas"):
+    for key in ("batch", "replicas"):
         with pytest.raises(Unsupported, match=rf"serve\.{key}: is not built"):
             build(ServeConfig, {key: {}}, path="serve")
     with pytest.raises(ConfigError, match=r"serve\.port: must be in 0\.\.65535, got 70000"):

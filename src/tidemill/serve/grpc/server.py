@@ -6,6 +6,7 @@ An inference becomes the protocol's REST request with raw tensors, which is what
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 from urllib.parse import quote, unquote
@@ -13,13 +14,14 @@ from urllib.parse import quote, unquote
 import msgspec
 import numpy as np
 
-from tidemill.core.errors import Conflict
+from tidemill.core.errors import ConfigError, Conflict
 from tidemill.core.load import need
 from tidemill.serve.app import App
 from tidemill.serve.grpc.messages import METHODS, PACKAGE, SERVICE, messages
 from tidemill.serve.http import Request, Response
 from tidemill.serve.oip import JSON_LENGTH
 from tidemill.serve.tensors import NUMPY, to_bytes
+from tidemill.serve.tls import TlsConfig
 
 # HTTP status to the name of gRPC's code.
 CODES = {
@@ -172,6 +174,30 @@ class GrpcServer:
     def _refuse(self, context: Any, status: int, reason: str) -> Any:
         """End the call with an error; does not come back."""
         context.abort(getattr(self._grpc.StatusCode, CODES.get(status, "INTERNAL")), reason)
+
+
+def secure(tls: TlsConfig, *, folder: Path) -> Any:
+    """gRPC's credentials of a certificate, read again for the next connection where its files were replaced."""
+    grpc = need("grpc", "serve.grpc_port")
+    known = tls.stamp(folder)
+
+    def read() -> Any:
+        cert, key = tls.checked(folder)
+        return grpc.ssl_server_certificate_configuration([(key.read_bytes(), cert.read_bytes())])
+
+    def fetch() -> Any:
+        nonlocal known
+        found = tls.stamp(folder)
+        if found is None or found == known:
+            return None
+        try:
+            fresh = read()
+        except ConfigError:
+            return None  # the HTTP side says so
+        known = found
+        return fresh
+
+    return grpc.dynamic_ssl_server_credentials(read(), fetch)
 
 
 def _address(name: str, version: str) -> str:
