@@ -39,7 +39,7 @@ class DateParts:
     | any microsecond of int64   | exact                                                              |
     """
 
-    parts: tuple[Part, ...] = ("month", "day", "weekday", "hour", "minute")
+    parts: tuple[Part, ...] = ("day_of_year", "weekday", "hour", "minute")
     """Parts to make: year, quarter, month, day, weekday, weekend, day_of_year, hour, minute, second."""
     timezone: str = "UTC"
     """Zone of the IANA database, such as America/New_York."""

@@ -73,6 +73,7 @@ def test_together_they_lose_less_than_the_best_alone(task: str, how: str) -> Non
 
 def test_bagging_calms_deep_trees() -> None:
     deep = {"kind": "xgboost", "num_rounds": 1, "learning_rate": 1.0, "max_depth": 12, "min_child_weight": 0.0, "reg_lambda": 0.0}
+    deep |= {"subsample": 1.0, "colsample": 1.0}
     one = fit("regression", members=(deep,))
     for drawn in ({}, {"replace": False, "rows": 0.6}):
         bagged = fit("regression", how="bagging", members=(deep,), copies=12, **drawn)
