@@ -51,7 +51,7 @@ LARGEST_TRAINED = np.float32(1e38)
 LARGEST = np.finfo(np.float32).max
 
 # What max_depth = "auto" tries, where there are no more values to train on than this.
-DEPTHS = (4, 6)
+DEPTHS = (2, 4, 6)
 TRIED_CELLS = 20_000_000
 
 
@@ -60,7 +60,7 @@ class XGBoostParams:
     """How the trees grow."""
 
     max_depth: int | Literal["auto"] = field(default="auto", metadata={"min": 1, "max": 30})
-    """Splits between the root and the deepest leaf; auto: 4 or 6, whichever is better on the validation rows. 6
+    """Splits between the root and the deepest leaf; auto: 2, 4 or 6, whichever is best on the validation rows. 6
     where there are none, or more than 20,000,000 values to train on."""
     learning_rate: float = field(default=0.05, metadata={"min": 1e-5, "max": 1.0})
     """Share of each tree's answer that is added."""
