@@ -24,7 +24,7 @@ def known_gaps(estimator: Any) -> dict[str, str]:
     gap = "check_sample_weight_equivalence_on_dense_data"
     if isinstance(estimator, TidemillClassifier):
         return {gap: "XGBoost's quantile sketch does not treat a weight as repeated rows"}
-    return {gap: "the linear model standardises by rows, not by weights"} if estimator.model == "linear" else {}
+    return {}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -155,7 +155,7 @@ def build_stages(
 def trees() -> tuple[Any, Any]:
     from tidemill.models.xgboost import XGBoost, XGBoostParams
 
-    return XGBoost(), XGBoostParams(num_rounds=20, max_depth=3)
+    return XGBoost(), XGBoostParams(num_rounds=20, max_depth=3, learning_rate=0.3, subsample=1.0, colsample=1.0)
 
 
 @pytest.fixture

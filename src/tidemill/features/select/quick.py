@@ -18,7 +18,8 @@ DEPTH = 4
 def fitted(rows: Sample, *, rounds: int, seed: int, threads: int) -> Any:
     """Trees of depth 4 fitted on the rows; their `importance()` and `predict(x_NF)` are a model's."""
     model = load("model", KIND)()
-    params = dataclasses.replace(model.Params(), num_rounds=rounds, max_depth=DEPTH)
+    # No rows or features by chance: two fits differ by their columns alone.
+    params = dataclasses.replace(model.Params(), num_rounds=rounds, max_depth=DEPTH, learning_rate=0.1, subsample=1.0, colsample=1.0)
     return model.fit(rows, None, task=rows.task, num_classes=rows.num_classes, params=params, seed=seed, threads=threads)
 
 
