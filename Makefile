@@ -56,7 +56,7 @@ lock: .venv/.run ## Writes the lock files anew, from pyproject.toml.
 clean: ## Removes what was built, cached and installed here; keeps the examples' data.
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf $(FLIGHTS)/.tidemill
+	rm -rf examples/*/.tidemill
 
 # What runs: the server and the pipeline, exactly as locked. A stamp makes the second call instant.
 .venv/.run: pyproject.toml locks/build.txt locks/serve.txt locks/train.txt
