@@ -33,7 +33,7 @@ def flights(train: Frame, valid: Frame, test: Frame) -> Answer:
     """Codes for carrier and airports, the weekday and the hour; trees stopped by the area under the curve."""
 
     def parts(rows: Frame) -> Frame:
-        return rows.drop(columns=["hour", "late"]).assign(weekday=rows["hour"].dt.dayofweek, clock=rows["departs"] // 60)
+        return rows.drop(columns=["hour", "late"]).assign(weekday=rows["hour"].dt.day_of_week, clock=rows["departs"] // 60)
 
     codes = ordinal(["carrier", "origin", "dest"])
     x = [codes.fit_transform(parts(train)), codes.transform(parts(valid)), codes.transform(parts(test))]
@@ -45,7 +45,7 @@ def flights_3m(train: Frame, valid: Frame, test: Frame) -> Answer:
 
     def parts(rows: Frame) -> Frame:
         date = rows["date"].dt
-        parts = {"month": date.month, "day": date.dayofyear, "weekday": date.dayofweek, "minute": date.hour * 60 + date.minute}
+        parts = {"month": date.month, "day": date.day_of_year, "weekday": date.day_of_week, "minute": date.hour * 60 + date.minute}
         return rows[["distance", "origin", "destination"]].assign(**parts)
 
     codes = ordinal(["origin", "destination"])
@@ -101,7 +101,7 @@ def traffic(train: Frame, valid: Frame, test: Frame) -> Answer:
 
     def parts(rows: Frame) -> Frame:
         date = rows["datetime"].dt
-        parts = {"hour": date.hour, "weekday": date.dayofweek, "month": date.month, "day": date.dayofyear}
+        parts = {"hour": date.hour, "weekday": date.day_of_week, "month": date.month, "day": date.day_of_year}
         return rows.drop(columns=["datetime", "traffic_volume"]).assign(**parts)
 
     codes = ordinal(["weather_main"])
