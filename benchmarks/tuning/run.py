@@ -6,7 +6,7 @@
 
 For each table in turn the earlier searches are those on the other tables (one plain search of 50 trials each), so that
 nothing of a table helps itself. The score is the project's metric on the validation rows; the target is what plain TPE
-reaches in 50 trials, the median over the seeds.
+reaches in 50 trials, the median over the seeds, once with the median pruner and once without any.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tables"))
 
-from tables import table
+from tables import TABLES, table
 
 from tidemill import pipeline
 from tidemill.core.artifact import Artifact
@@ -38,12 +38,15 @@ NAMES = (
     "doctor_visits", "diamonds", "traffic", "digits", "flights", "employment",
 )  # fmt: skip
 ROWS = 4000
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 PLAIN, WARM = 50, 25
+TARGETS = ("plain_unpruned", "plain")
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {"trials": PLAIN},
-    "transfer": {"trials": WARM, "sampler": "transfer", "warm_start": "history"},
-    "starts": {"trials": WARM, "warm_start": "history"},
+    "transfer": {"trials": WARM, "sampler": "transfer", "warm_start": "history", "pruner": "none"},
+    "plain_unpruned": {"trials": PLAIN, "pruner": "none"},
+    "transfer_pruned": {"trials": WARM, "sampler": "transfer", "warm_start": "history"},
+    "starts_pruned": {"trials": WARM, "warm_start": "history"},
 }
 
 
@@ -77,7 +80,7 @@ def search(name: str, arm: str, seed: int) -> None:
 
 def curves(name: str, arm: str) -> list[list[float]]:
     """The best score so far after each trial, more is better, one list a seed."""
-    sign = 1.0 if metric_of(default_metric(table(name, rows=ROWS).task)).greater_is_better else -1.0  # type: ignore[arg-type]
+    sign = 1.0 if metric_of(metric_name(name)).greater_is_better else -1.0
     found = []
     for seed in SEEDS:
         path = CACHE / arm / f"{name}-{seed}.json"
@@ -87,57 +90,69 @@ def curves(name: str, arm: str) -> list[list[float]]:
     return found
 
 
+def seconds(name: str, arm: str) -> list[float]:
+    """Seconds that each search took, draws and all."""
+    paths = [CACHE / arm / f"{name}-{seed}.json" for seed in SEEDS]
+    return [float(json.loads(path.read_text())["seconds"]) for path in paths if path.exists()]
+
+
 def report() -> None:
-    """Print the table and write the dated result."""
-    rows = []
-    for name in NAMES:
-        plain = curves(name, "plain")
-        target = statistics.median(curve[-1] for curve in plain)
-        first = plain[0][0]
-        row: dict[str, Any] = {"table": name, "metric": default_metric(table(name, rows=ROWS).task), "first": first, "target": target}  # type: ignore[arg-type]
-        for arm in ARMS:
-            found = curves(name, arm)
-            if not found:
-                continue
-            at = [statistics.median(curve[place] for curve in found) for place in range(len(found[0]))]
-            reached = [next((place + 1 for place, value in enumerate(curve) if value >= target), None) for curve in found]
-            row[arm] = {
-                "trials_to_target": _median_or_none(reached, len(found)),
-                "runs_that_reach_it_in_25": sum(place is not None and place <= WARM for place in reached),
-                "runs": len(found),
-                "gain_at_25": _share(at[WARM - 1], first, target),
-                "gain_at_15": _share(at[14], first, target),
-            }
-        rows.append(row)
-    summary = {
-        arm: {
-            "tables_that_reach_it_in_25": sum(
-                row[arm]["trials_to_target"] is not None and row[arm]["trials_to_target"] <= WARM for row in rows if arm in row
-            ),
-            "tables": sum(arm in row for row in rows),
-            "runs_that_reach_it_in_25": f"{sum(row[arm]['runs_that_reach_it_in_25'] for row in rows if arm in row)} of {sum(row[arm]['runs'] for row in rows if arm in row)}",
-            "median_gain_at_15": statistics.median(row[arm]["gain_at_15"] for row in rows if arm in row),
-            "median_gain_at_25": statistics.median(row[arm]["gain_at_25"] for row in rows if arm in row),
-            "mean_gain_at_25": statistics.mean(row[arm]["gain_at_25"] for row in rows if arm in row),
-            "median_trials_to_target": _median_or_none(
-                [row[arm]["trials_to_target"] for row in rows if arm in row], sum(arm in row for row in rows)
-            ),
-        }
-        for arm in ARMS
-        if any(arm in row for row in rows)
-    }
-    arms = list(summary)
-    print("| table | " + " | ".join(f"{arm}: trials to target, gain at 25" for arm in arms) + " |")
-    print("|---|" + "---|" * len(arms))
-    for row in rows:
-        cells = [f"{row[arm]['trials_to_target'] or 'not'}, {row[arm]['gain_at_25']:.2f}" if arm in row else "" for arm in arms]
-        print(f"| {row['table']} | " + " | ".join(cells) + " |")
-    print(json.dumps(summary, indent=1))
+    """Print the tables and write the dated result."""
+    found = {target: against(target) for target in TARGETS}
     RESULTS.mkdir(exist_ok=True)
-    environment = pipeline.environment()
     day = dt.datetime.now(dt.UTC).date().isoformat()
-    result = {"date": day, "rows": ROWS, "seeds": list(SEEDS), "environment": environment, "summary": summary, "tables": rows}
+    result = {"date": day, "rows": ROWS, "seeds": list(SEEDS), "environment": pipeline.environment(), "against": found}
     (RESULTS / f"{day}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def against(target_arm: str) -> dict[str, Any]:
+    """The figures of every arm, where the target is what `target_arm` reaches in 50 trials."""
+    rows = [row_of(name, target_arm) for name in NAMES]
+    summary = {}
+    for arm in ARMS:
+        each = [row["arms"][arm] for row in rows]
+        summary[arm] = {
+            "tables_that_reach_it_in_25": sum(
+                entry["trials_to_target"] is not None and entry["trials_to_target"] <= WARM for entry in each
+            ),
+            "runs_that_reach_it_in_25": sum(entry["runs_that_reach_it_in_25"] for entry in each),
+            "runs": sum(entry["runs"] for entry in each),
+            "median_gain_at_15": round(statistics.median(entry["gain_at_15"] for entry in each), 3),
+            "median_gain_at_25": round(statistics.median(entry["gain_at_25"] for entry in each), 3),
+            "mean_gain_at_25": round(statistics.mean(entry["gain_at_25"] for entry in each), 3),
+            "seconds": round(sum(entry["seconds"] for entry in each), 1),
+        }
+    print(f"\nTarget: {target_arm}, {PLAIN} trials. Trials to target (median of the seeds), gain at 25.\n")
+    print("| table | " + " | ".join(ARMS) + " |\n|---|" + "---|" * len(ARMS))
+    for row in rows:
+        cells = [f"{entry['trials_to_target'] or 'not'}, {entry['gain_at_25']:.2f}" for entry in row["arms"].values()]
+        print(f"| {row['table']} | " + " | ".join(cells) + " |")
+    for key in next(iter(summary.values())):
+        print(f"| {key.replace('_', ' ')} | " + " | ".join(str(summary[arm][key]) for arm in ARMS) + " |")
+    return {"summary": summary, "tables": rows}
+
+
+def row_of(name: str, target_arm: str) -> dict[str, Any]:
+    plain = curves(name, target_arm)
+    target, first = statistics.median(curve[-1] for curve in plain), plain[0][0]
+    arms = {}
+    for arm in ARMS:
+        found = curves(name, arm)
+        at = [statistics.median(curve[place] for curve in found) for place in range(WARM)]
+        reached = [next((place + 1 for place, value in enumerate(curve) if value >= target), None) for curve in found]
+        arms[arm] = {
+            "trials_to_target": _middle(reached),
+            "runs_that_reach_it_in_25": sum(place is not None and place <= WARM for place in reached),
+            "runs": len(found),
+            "gain_at_15": _share(at[14], first, target),
+            "gain_at_25": _share(at[24], first, target),
+            "seconds": round(statistics.mean(seconds(name, arm)), 2),
+        }
+    return {"table": name, "metric": metric_name(name), "first": first, "target": target, "arms": arms}
+
+
+def metric_name(name: str) -> str:
+    return default_metric(TABLES[name].task)  # type: ignore[arg-type]
 
 
 def _share(value: float, first: float, target: float) -> float:
@@ -145,10 +160,9 @@ def _share(value: float, first: float, target: float) -> float:
     return round((value - first) / (target - first), 3) if target > first else 1.0
 
 
-def _median_or_none(places: list[int | None], count: int) -> float | None:
-    """The median, None (never reached) counting as beyond every number."""
-    ordered = sorted(places, key=lambda place: (place is None, place or 0))
-    return ordered[(count - 1) // 2]
+def _middle(places: list[int | None]) -> int | None:
+    """The upper median, None (never reached) counting as beyond every number."""
+    return sorted(places, key=lambda place: (place is None, place or 0))[len(places) // 2]
 
 
 def main(arguments: list[str]) -> None:
