@@ -88,18 +88,17 @@ def _brier(y: Array, p: Array) -> Floats:
 brier = mean_of(_brier)
 
 
-def _calibration_gaps(y: Array, p: Array) -> Floats:
-    """Observed minus predicted, in the column of its bin (equal width); and 1."""
-    confidence_N, outcome_N = confidence(y, _probabilities(p))
-    terms_NS = np.zeros((len(y), ECE_BINS + 1))
+def ece(y: Array, p: Array) -> Scorer:
+    """Distance of observed from predicted in bins of equal width, weighted by each bin's share (Guo et al. 2017)."""
+    confidence_N, gap_N = confidence(y, _probabilities(p))
+    gap_N -= confidence_N
     bin_N = np.minimum((confidence_N * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-    terms_NS[np.arange(len(y)), bin_N] = outcome_N - confidence_N
-    terms_NS[:, -1] = 1
-    return terms_NS
 
+    def score(weight_RN: Floats) -> Floats:
+        gap_RB = np.stack([np.bincount(bin_N, weight_N * gap_N, ECE_BINS) for weight_N in weight_RN])
+        return _ratio(np.abs(gap_RB).sum(axis=1), weight_RN.sum(axis=1))
 
-# Distance of observed from predicted, weighted by each bin's share (Guo et al. 2017).
-ece = of_sums(_calibration_gaps, lambda sums_RS: _ratio(np.abs(sums_RS[:, :-1]).sum(axis=1), sums_RS[:, -1]))
+    return score
 
 
 def _class_sums(y: Array, p: Array) -> Floats:

@@ -246,7 +246,7 @@ def _logistic(train: base.Matrix, seen: Sequence[int], params: LinearParams) -> 
         return ((scaling.apply(x_NF), place_K[y_N.astype(np.int64)], weight_N) for x_NF, y_N, weight_N in found)
 
     y_N, weight_N = train.targets()
-    share_K = np.bincount(place_K[y_N.astype(np.int64)].astype(np.int64), weights=weight_N, minlength=len(seen))
+    share_K = np.bincount(y_N.astype(np.int64), weights=weight_N, minlength=len(place_K))[seen]
     penalty = Penalty(l1=params.l1, l2=params.l2)
     b_SB = start(share_K / share_K.sum(), train.num_features)
     whole = step == 1

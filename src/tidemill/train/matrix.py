@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 OUTPUT = "features"
 
 # A batch under way, and what is read of a file at once.
-BATCH_BYTES = 16 << 20
-BUFFER_BYTES = 1 << 20
+BATCH_BYTES = 8 << 20
+BUFFER_BYTES = 64 << 10
 LEAST_ROWS = 1_024
 
 
@@ -37,7 +37,8 @@ class FeatureMatrix:
     do not fit, each pass reads and computes them again, and no more than a few batches are in memory.
 
     Args:
-        batch_rows: Rows of a batch at most; fewer where they would take more than some 16 MiB.
+        batch_rows: Rows of a batch at most; fewer where they would take more than some 8 MiB.
+        like: Another split of the same artifacts, whose graph this one shares where it is the same.
 
     Raises:
         DataError: If the split has no files. While iterating: if a target is null or not among the classes, or a weight
@@ -45,7 +46,15 @@ class FeatureMatrix:
     """
 
     def __init__(
-        self, data: Artifact, features: Artifact, split: str, *, threads: int = 1, cache_bytes: int = 0, batch_rows: int = 65_536
+        self,
+        data: Artifact,
+        features: Artifact,
+        split: str,
+        *,
+        threads: int = 1,
+        cache_bytes: int = 0,
+        batch_rows: int = 65_536,
+        like: FeatureMatrix | None = None,
     ) -> None:
         import pyarrow.parquet as pq
 
@@ -66,7 +75,8 @@ class FeatureMatrix:
         self._folds = Folds.from_json(layout["folds"]) if taught else None
         graph, inputs = ("training.onnx", self._folds.schema(self._schema)) if self._folds else ("features.onnx", self._schema)
         # Batches go through the graph side by side, each on one thread.
-        self._graph = BulkGraph(features.path / graph, inputs, threads=1)
+        shared = like._graph if like is not None and like._graph_name == graph else None
+        self._graph_name, self._graph = graph, shared or BulkGraph(features.path / graph, inputs, threads=1)
         self._threads = threads
         self._batch_rows = min(batch_rows, max(LEAST_ROWS, BATCH_BYTES // self._row_bytes()))
         self._fits = self.num_rows * self.num_features * 4 <= cache_bytes
@@ -89,9 +99,13 @@ class FeatureMatrix:
     def targets(self) -> tuple[np.ndarray, np.ndarray | None]:
         if self._targets is None:
             wanted = [name for name in (self._target, self._weight) if name is not None]
-            parts = [self._labels(rows) for rows in self.rows(wanted)]
-            weights = [weight_N for _, weight_N in parts if weight_N is not None]
-            self._targets = np.concatenate([y_N for y_N, _ in parts]), np.concatenate(weights) if weights else None
+            y_N, weight_N, first = np.empty(self.num_rows), np.empty(self.num_rows) if self._weight is not None else None, 0
+            for rows in self.rows(wanted):
+                part = slice(first, first := first + rows.num_rows)
+                y_N[part], weights = self._labels(rows)
+                if weight_N is not None:
+                    weight_N[part] = weights
+            self._targets = y_N, weight_N
         return self._targets
 
     def rows(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

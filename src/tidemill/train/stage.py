@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tidemill.core.allocator import trim
 from tidemill.core.artifact import Artifact, write_json
 from tidemill.core.events import Events
 from tidemill.core.metrics import default_metric, evaluate
@@ -24,7 +25,7 @@ from tidemill.models.linear import Linear, LinearParams
 from tidemill.models.rows import every
 from tidemill.train import generalization
 from tidemill.train.matrix import FeatureMatrix
-from tidemill.train.progressive import grow, metric_name
+from tidemill.train.progressive import Grown, grow, metric_name
 from tidemill.train.workload import Problem, Workload, growing, prepare_model
 
 # Training rows, evenly spread, that the metrics of the training split are taken on.
@@ -47,25 +48,12 @@ def run(
     prepare_model(project)
     project = replace(project, model=project.model.tuned(tuned or {}))
     workload = Workload.of(project, data, features, whole=True)
-    model, params = prepare_model(project)
+    params = prepare_model(project)[1]
     history: list[dict[str, float]] = []
     start = time.perf_counter()
-    sampling, grown = growing(project), None
-    if sampling is None:
-        plain = workload.fit(model, params, _recorder(history, events))
-    else:
-
-        def fit(sample: Workload) -> Fitted:
-            history.clear()
-            return sample.fit(model, params, _recorder(history, events))
-
-        grown = grow(workload, sampling, fit, metric=metric_name(project, workload.problem.task), events=events)
-        plain, workload = grown.fitted, grown.workload
-    outside = bool(getattr(plain, "external_memory", False))
-    if outside:
-        events.emit("train.external_memory", f"{workload.train.num_rows} rows streamed from disk each round, more than engine.memory holds")
+    fitted, workload, grown, outside = _fit(project, workload, history, events)
     seconds = time.perf_counter() - start
-    fitted = workload.ranged(workload.calibrated(plain, project.model), model, params, project.model)
+    trim()  # the model is gone, and with it what it kept of the rows for another fit
     baseline = workload.fit(Linear(), LinearParams())
     events.emit(
         "train.fitted", f"{project.model.kind} in {seconds:.1f} s", seconds=seconds, rounds=len(history), best_round=fitted.best_round
@@ -118,6 +106,28 @@ def run(
         **({"share": grown.curve[-1]["share"]} if grown is not None else {}),
         "fit_s": round(seconds, 3),
     }
+
+
+def _fit(
+    project: Project, workload: Workload, history: list[dict[str, float]], events: Events
+) -> tuple[Fitted, Workload, Grown | None, bool]:
+    """The model with calibration and interval, the workload that it was fitted on, how samples grew, and whether its rows lay on disk."""
+    model, params = prepare_model(project)
+    sampling, grown = growing(project), None
+    if sampling is None:
+        plain = workload.fit(model, params, _recorder(history, events))
+    else:
+
+        def fit(sample: Workload) -> Fitted:
+            history.clear()
+            return sample.fit(model, params, _recorder(history, events))
+
+        grown = grow(workload, sampling, fit, metric=metric_name(project, workload.problem.task), events=events)
+        plain, workload = grown.fitted, grown.workload
+    outside = bool(getattr(plain, "external_memory", False))
+    if outside:
+        events.emit("train.external_memory", f"{workload.train.num_rows} rows streamed from disk each round, more than engine.memory holds")
+    return workload.ranged(workload.calibrated(plain, project.model), model, params, project.model), workload, grown, outside
 
 
 def trivial(workload: Workload) -> list[float]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tidemill.core.allocator import lean
 from tidemill.core.artifact import Artifact
 from tidemill.core.engine import memory_bytes
 from tidemill.core.errors import ConfigError, Unsupported
@@ -77,12 +78,20 @@ class Workload:
         if config.class_weight is not None and problem.classes is None:
             raise Unsupported(f"model.class_weight: needs a binary or multiclass task, got {problem.task}", hint="use data.weight")
         threads = project.engine.threads or os.cpu_count() or 1
-        cache_bytes = int(memory_bytes(project.engine.memory) * project.train.cache_share)
-        splits: dict[str, Matrix | None] = {"train": None, "valid": None}
+        budget = memory_bytes(project.engine.memory)
+        lean(budget)
+        cache_bytes = int(budget * project.train.cache_share)
+        splits: dict[str, FeatureMatrix | None] = {"train": None, "valid": None}
         for split, share in (("train", 0.8), ("valid", 0.2)):
             if split == "train" or split_files(data, split):
                 splits[split] = FeatureMatrix(
-                    data, features, split, threads=threads, cache_bytes=int(cache_bytes * share), batch_rows=project.train.batch_rows
+                    data,
+                    features,
+                    split,
+                    threads=threads,
+                    cache_bytes=int(cache_bytes * share),
+                    batch_rows=project.train.batch_rows,
+                    like=splits["train"],
                 )
         train, valid = splits["train"], splits["valid"]
         if train is None:  # for the type checker: the loop always makes it

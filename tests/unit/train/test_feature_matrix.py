@@ -58,6 +58,14 @@ def test_a_pass_that_was_left_early_keeps_nothing(finished_stages: Stages) -> No
     assert sum(len(batch.y_N) for batch in matrix.batches()) == 2000
 
 
+def test_splits_that_share_a_graph_see_the_same_features(finished_stages: Stages) -> None:
+    data, features = finished_stages()
+    train = FeatureMatrix(data, features, "train", batch_rows=300)
+    alone, beside = (FeatureMatrix(data, features, "valid", batch_rows=300, like=like) for like in (None, train))
+    for _, a, b in zip(train.batches(), alone.batches(), beside.batches(), strict=False):  # in turn
+        np.testing.assert_array_equal(a.x_NF, b.x_NF)
+
+
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 @pytest.mark.parametrize("batch_rows", [300, 65_536])
 @pytest.mark.parametrize("by", ["keys", "values", "position"])

@@ -18,11 +18,11 @@ import narwhals as nw
 import numpy as np
 import pyarrow as pa
 
+from tidemill.core.allocator import lean, trim
 from tidemill.core.engine import BatchFn, EngineConfig, Mergeable, Partitioning, Rows, Source, Target, Written, memory_bytes, row_hash
 from tidemill.core.errors import DataError
 from tidemill.core.parallel import ordered_map
 from tidemill.engines.local.layout import Layout
-from tidemill.engines.local.lean import lean, trim
 from tidemill.engines.local.parquet import ParquetRows, parquet_files, read
 from tidemill.engines.local.rows import MappedRows, QueryRows, translated
 from tidemill.engines.local.scan import scan_relation
@@ -37,8 +37,6 @@ LocalRows = QueryRows | MappedRows
 BESIDE = 512 << 20
 BESIDE_PER_THREAD = 32 << 20
 LEAST_MEMORY = 48 << 20
-# Below this budget, what the allocators would keep for later is given back.
-LEAN_BELOW = 1 << 30
 # Below this for each thread, a sort gives up instead of spilling.
 MEMORY_PER_THREAD = 128 << 20
 SPOOL_ROWS = 8_192
@@ -58,9 +56,7 @@ class LocalEngine:
         config = config or EngineConfig()
         budget = memory_bytes(config.memory)
         threads = config.threads or len(os.sched_getaffinity(0))
-        self._lean = budget < LEAN_BELOW
-        if self._lean:
-            lean()
+        self._lean = lean(budget)
         self.threads = max(1, min(threads, budget // 4 // BESIDE_PER_THREAD))
         self._memory = max(LEAST_MEMORY, budget // 4, budget - BESIDE - self.threads * BESIDE_PER_THREAD)
         self.scratch = _scratch_folder(scratch)

@@ -18,7 +18,7 @@ from tidemill.engines.local.rows import QueryRows
 # What is decoded at once, by each thread.
 PIECE_ROWS = 131_072
 PIECE_BYTES = 16 << 20
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)

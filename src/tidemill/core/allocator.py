@@ -5,25 +5,40 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 
-import pyarrow as pa
-
+# Below this budget, what the allocators would keep for later is given back.
+LEAN_BELOW = 1 << 30
 _M_ARENA_MAX = -8
 
 
+def lean(budget: int) -> bool:
+    """Whether a budget is so small that this process keeps little of what it frees, from now on; some percent slower.
+
+    Args:
+        budget: Bytes that work may take.
+    """
+    if budget >= LEAN_BELOW:
+        return False
+    _keep_little()
+    return True
+
+
+def trim() -> None:
+    """Give back what is free in the heaps of Arrow and the C library."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    _libc("malloc_trim", 0)
+
+
 @cache
-def lean() -> None:
-    """Let this process keep little of what it frees: slower by some percent, for all that it does from now on."""
+def _keep_little() -> None:
+    import pyarrow as pa
+
     if "jemalloc" in pa.supported_memory_backends():
         pa.set_memory_pool(pa.jemalloc_memory_pool())
         pa.jemalloc_set_decay_ms(0)
     # One arena for all threads, so that what one frees serves another.
     _libc("mallopt", _M_ARENA_MAX, 1)
-
-
-def trim() -> None:
-    """Give back what is free in the C library's heap."""
-    pa.default_memory_pool().release_unused()
-    _libc("malloc_trim", 0)
 
 
 def _libc(name: str, *arguments: int) -> None:
