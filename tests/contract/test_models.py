@@ -253,4 +253,5 @@ def test_a_class_that_training_lacks_is_never_predicted(case: tuple[str, str, An
     p = fitted.predict(x_NF)
     assert p.shape == (len(x_NF), 3)
     assert not (p.argmax(axis=1) == 1).any()
-    np.testing.assert_allclose(run_graph(fitted, x_NF), p, atol=1e-6)
+    # Many trees, for the loss goes on falling: they are added up in another order.
+    np.testing.assert_allclose(run_graph(fitted, x_NF), p, atol=3e-6)
