@@ -5,7 +5,7 @@ Curves are plain lists of numbers, so that evidence holds them as they are. `y`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -157,7 +157,7 @@ def slices(
     task: Task,
     y: Array,
     p: Array,
-    columns: Mapping[str, Array],
+    columns: Mapping[str, Array] | Iterable[tuple[str, Array]],
     *,
     metric: str | None = None,
     weight: Array | None = None,
@@ -173,7 +173,7 @@ def slices(
     undefined (ROC AUC of one class) are left out.
 
     Args:
-        columns: By name, arrays (N,): numbers (NaN is null), booleans, strings (None is null) or datetime64.
+        columns: By name, or one after the other, arrays (N,): numbers (NaN is null), booleans, strings (None is null) or datetime64.
         metric: The task's default when absent.
         min_rows: Rows that a slice must hold.
         resamples: Draws for each interval.
@@ -183,16 +183,17 @@ def slices(
     y, p, weight_N = checked(task, y, p, weight)
     overall = evaluate(task, y, p, weight=weight_N, metrics=[name])[name]
     found: list[tuple[float, str, str, Array]] = []
-    for column, values in columns.items():
+    for column, values in columns.items() if isinstance(columns, Mapping) else columns:
         if len(values) != len(y):
             raise DataError(f"column {column!r} must have {len(y)} values to be sliced by, got {len(values)}", field=column)
         for value, rows in _groups(np.asarray(values), bins):
             if len(rows) >= min_rows and weight_N[rows].any():
                 score = evaluate(task, y[rows], p[rows], weight=weight_N[rows], metrics=[name])[name]
-                found.append((score, column, value, rows))
-    worst = sorted((item for item in found if not np.isnan(item[0])), key=lambda item: (sign * item[0], item[1], item[2]))[:limit]
+                if not np.isnan(score):
+                    found.append((score, column, value, rows))
+        found = sorted(found, key=lambda item: (sign * item[0], item[1], item[2]))[:limit]
     made = []
-    for score, column, value, rows in worst:
+    for score, column, value, rows in found:
         bounds = interval(name, y[rows], p[rows], weight=weight_N[rows], task=task, seed=seed, resamples=resamples)
         gain = sign * (score - overall)
         made.append(Slice(column=column, value=value, rows=len(rows), score=score, low=bounds.low, high=bounds.high, gain=gain))
@@ -207,9 +208,11 @@ def _groups(values: Array, bins: int) -> list[tuple[str, Array]]:
     null = _is_null(values)
     rows = np.flatnonzero(~null)
     known = values[rows]
-    if known.dtype.kind == "O":
-        known = known.astype(str)
-    distinct, code = np.unique(known, return_inverse=True)
+    if known.dtype.kind == "O":  # texts stay where they are: an array of them would make all as wide as the widest
+        places = {text: place for place, text in enumerate(sorted(set(map(str, known))))}
+        distinct, code = list(places), np.fromiter((places[str(value)] for value in known), np.int64, len(known))
+    else:
+        distinct, code = np.unique(known, return_inverse=True)
     labels = [f"{value:.6g}" if known.dtype.kind == "f" else str(value) for value in distinct]
     if known.dtype.kind in "iufM" and len(distinct) > _FEW:
         last = np.unique(np.quantile(code, np.arange(1, bins + 1) / bins, method="inverted_cdf").astype(np.int64))

@@ -12,7 +12,6 @@ import numpy as np
 from tidemill.core import curves
 from tidemill.core.errors import ContractViolation, TidemillError
 from tidemill.core.events import now
-from tidemill.core.graph import Arrays
 from tidemill.core.metrics import default_metric, evaluate, intervals, metric_of, metrics_of, paired_difference
 from tidemill.core.package import Package, Predictor
 from tidemill.packaging.rows import Rows, Target, every, places
@@ -225,8 +224,7 @@ def _slices(
     if not chosen:
         return []
     picked = places(rows, SLICED_ROWS)
-    table = every(rows, chosen, SLICED_ROWS)
-    arrays: Arrays = {name: _to_slice_by(table[name]) for name in chosen}
+    arrays = ((name, _to_slice_by(every(rows, [name], SLICED_ROWS)[name])) for name in chosen)  # one at a time in memory
     weight = None if weight_N is None else weight_N[picked]
     least = max(30, len(picked) // 100)
     found = curves.slices(task, y_N[picked], p[picked], arrays, metric=metric, weight=weight, min_rows=least, limit=40, seed=seed)
@@ -244,6 +242,10 @@ def _to_slice_by(column: pa.ChunkedArray) -> np.ndarray:
         return np.asarray(array.to_numpy(zero_copy_only=False))
     if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
         return np.asarray(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    if pa.types.is_string(array.type):  # rows of one text share it
+        encoded = array.dictionary_encode()
+        texts = np.array([*encoded.dictionary.to_pylist(), None], object)
+        return np.asarray(texts[encoded.indices.fill_null(len(texts) - 1).to_numpy(zero_copy_only=False)])
     return np.asarray(array.to_numpy(zero_copy_only=False)).astype(object)
 
 

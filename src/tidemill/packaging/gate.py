@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tidemill.core.allocator import trim
 from tidemill.core.artifact import write_json
 from tidemill.core.baseline import distributions, to_json
 from tidemill.core.contract import Verdict, hardware, judge, measure_latency
@@ -29,7 +30,7 @@ LATENCY_ROWS = 256
 LATENCY_S = 1.0
 LATENCY_WINDOWS = 3
 THROUGHPUT_ROWS = 1_000
-REFERENCE_BATCH_ROWS = 65_536
+REFERENCE_BATCH_ROWS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ def pass_gate(candidate: Candidate, trial: Trial, *, events: Events) -> dict[str
         write_json(candidate.folder / "evidence" / f"{name}.json", document)
     _enforce(verdicts, evidence)
     events.emit("package.baseline", "reference distributions", level="progress")
+    trim()
     reference = trial.reference.batches(draft.schema.names, batch_rows=REFERENCE_BATCH_ROWS)
     write_json(candidate.folder / "baseline.json", to_json(*distributions(Predictor(draft, threads=candidate.threads), reference)))
     write_json(candidate.folder / "contract.json", {"promises": list(candidate.promises)})

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_ROWS = 8_192
+BUFFER_BYTES = 64 << 10
 
 
 class Split:
@@ -37,7 +38,7 @@ class Split:
         import pyarrow.parquet as pq
 
         for file in self.files:
-            with pq.ParquetFile(file) as source:
+            with pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False) as source:
                 yield from source.iter_batches(batch_rows, columns=list(columns))
 
 
@@ -110,7 +111,7 @@ def every(rows: Rows, columns: Sequence[str], most: int) -> pa.Table:
 
     step = max(1, -(-rows.num_rows // most))
     taken, first = [], 0
-    for batch in rows.batches(columns, batch_rows=65_536):
+    for batch in rows.batches(columns):
         taken.append(batch.take(pa.array(range((-first) % step, batch.num_rows, step), pa.int64())))
         first += batch.num_rows
     return pa.Table.from_batches(taken)

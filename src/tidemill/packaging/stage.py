@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tidemill.core.allocator import lean
 from tidemill.core.artifact import Artifact
+from tidemill.core.engine import memory_bytes
 from tidemill.core.events import Events
 from tidemill.core.graph import BulkGraph
 from tidemill.core.load import need
@@ -45,6 +47,7 @@ def run(
         ContractViolation: If a promise is broken; `out` is no package then.
         DataError: If the test split is empty, or the parts do not fit together.
     """
+    lean(memory_bytes(project.engine.memory))
     facts = data.read_json("schema.json")
     layout = features.read_json("features.json")
     schema, classes = Schema.from_json(layout["inputs"]), facts["classes"]
