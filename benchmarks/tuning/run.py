@@ -40,7 +40,8 @@ NAMES = (
 ROWS = 4000
 SEEDS = (0, 1)
 PLAIN, WARM = 50, 25
-TARGETS = ("plain_unpruned", "plain")
+# Each target with the arms that are held against it: those under the same pruner.
+GROUPS = {"plain_unpruned": ("plain_unpruned", "transfer"), "plain": ("plain", "transfer_pruned", "starts_pruned")}
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {"trials": PLAIN},
     "transfer": {"trials": WARM, "sampler": "transfer", "warm_start": "history", "pruner": "none"},
@@ -51,7 +52,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def search(name: str, arm: str, seed: int) -> None:
-    """One search, its trials in the cache."""
+    """One search, its trials in the cache: clear it where the code between two arms has changed."""
     done = CACHE / arm / f"{name}-{seed}.json"
     if done.exists():
         return
@@ -98,7 +99,7 @@ def seconds(name: str, arm: str) -> list[float]:
 
 def report() -> None:
     """Print the tables and write the dated result."""
-    found = {target: against(target) for target in TARGETS}
+    found = {target: against(target) for target in GROUPS}
     RESULTS.mkdir(exist_ok=True)
     day = dt.datetime.now(dt.UTC).date().isoformat()
     result = {"date": day, "rows": ROWS, "seeds": list(SEEDS), "environment": pipeline.environment(), "against": found}
@@ -107,9 +108,9 @@ def report() -> None:
 
 def against(target_arm: str) -> dict[str, Any]:
     """The figures of every arm, where the target is what `target_arm` reaches in 50 trials."""
-    rows = [row_of(name, target_arm) for name in NAMES]
+    rows = [row_of(name, target_arm) for name in NAMES if all(curves(name, arm) for arm in GROUPS[target_arm])]
     summary = {}
-    for arm in ARMS:
+    for arm in GROUPS[target_arm]:
         each = [row["arms"][arm] for row in rows]
         summary[arm] = {
             "tables_that_reach_it_in_25": sum(
@@ -123,12 +124,12 @@ def against(target_arm: str) -> dict[str, Any]:
             "seconds": round(sum(entry["seconds"] for entry in each), 1),
         }
     print(f"\nTarget: {target_arm}, {PLAIN} trials. Trials to target (median of the seeds), gain at 25.\n")
-    print("| table | " + " | ".join(ARMS) + " |\n|---|" + "---|" * len(ARMS))
+    print("| table | " + " | ".join(summary) + " |\n|---|" + "---|" * len(summary))
     for row in rows:
         cells = [f"{entry['trials_to_target'] or 'not'}, {entry['gain_at_25']:.2f}" for entry in row["arms"].values()]
         print(f"| {row['table']} | " + " | ".join(cells) + " |")
     for key in next(iter(summary.values())):
-        print(f"| {key.replace('_', ' ')} | " + " | ".join(str(summary[arm][key]) for arm in ARMS) + " |")
+        print(f"| {key.replace('_', ' ')} | " + " | ".join(str(summary[arm][key]) for arm in summary) + " |")
     return {"summary": summary, "tables": rows}
 
 
@@ -136,7 +137,7 @@ def row_of(name: str, target_arm: str) -> dict[str, Any]:
     plain = curves(name, target_arm)
     target, first = statistics.median(curve[-1] for curve in plain), plain[0][0]
     arms = {}
-    for arm in ARMS:
+    for arm in GROUPS[target_arm]:
         found = curves(name, arm)
         at = [statistics.median(curve[place] for curve in found) for place in range(WARM)]
         reached = [next((place + 1 for place, value in enumerate(curve) if value >= target), None) for curve in found]

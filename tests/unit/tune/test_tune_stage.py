@@ -95,7 +95,7 @@ def test_the_first_trial_is_the_project_as_it_stands(finished_stages: Stages, tm
     made = project({"trials": 1, "space": SPACE}, {**MODEL, "max_depth": 5, "learning_rate": 0.9})
     _, _, (trial,) = tune(finished_stages(), tmp_path, made)
     assert trial["params"]["model.max_depth"] == 5
-    assert trial["params"]["model.subsample"] == 1.0
+    assert trial["params"]["model.subsample"] == made.model.parameters().subsample
     assert 0.05 <= trial["params"]["model.learning_rate"] <= 0.5  # 0.9 is outside the space, so it is drawn
 
 
@@ -177,7 +177,15 @@ def test_trials_that_lag_are_pruned(finished_stages: Stages, tmp_path: Path) -> 
 def test_slow_learners_are_compared_at_the_same_progress(finished_stages: Stages, tmp_path: Path) -> None:
     """A rate ten times lower is behind at any round and as good at the tenfold round."""
     space = {"model.learning_rate": {"choice": [0.5, 0.05]}}
-    model = {"num_rounds": 120, "learning_rate": 0.5, "early_stopping": 0, "max_depth": 2, "watch": "roc_auc"}
+    model = {
+        "num_rounds": 120,
+        "learning_rate": 0.5,
+        "early_stopping": 0,
+        "max_depth": 2,
+        "watch": "roc_auc",
+        "subsample": 1.0,
+        "colsample": 1.0,
+    }
     _, _, trials = tune(finished_stages(), tmp_path, project({"trials": 10, "space": space, "sampler": "random"}, model))
     slow = [trial for trial in trials if trial["params"]["model.learning_rate"] == 0.05]
     fast = [trial for trial in trials if trial["params"]["model.learning_rate"] == 0.5]
