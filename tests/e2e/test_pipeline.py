@@ -185,7 +185,7 @@ def test_several_files_and_overrides(project: Any) -> None:
     told = project.run("-f", "tidemill.toml", "-f", "quick.toml", "--set", "model.max_depth=2", "--to", "train")
     record = json.loads((Path(told["report"]).parent / "run.json").read_text())
     assert record["config"]["model"]["params"] == {"num_rounds": 2, "max_depth": 2}
-    project.call("run", "--set", "model.max_depth=shallow").said(2, "model.max_depth: must be a whole number, got 'shallow'")
+    project.call("run", "--set", "model.max_depth=shallow").said(2, "model.max_depth: must be a whole number or auto, got 'shallow'")
     project.call("run", "--set", "nonsense").said(2, "--set: must be path=value, got 'nonsense'")
     project.call("run", "-f", "none.toml").said(2, "project file none.toml must exist", "tidemill init")
     project.call("run", "--sample", "2").said(2, "sample: must be in (0, 1], got 2.0")
