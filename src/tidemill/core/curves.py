@@ -210,7 +210,8 @@ def _groups(values: Array, bins: int) -> list[tuple[str, Array]]:
     known = values[rows]
     if known.dtype.kind == "O":  # texts stay where they are: an array of them would make all as wide as the widest
         places = {text: place for place, text in enumerate(sorted(set(map(str, known))))}
-        distinct, code = list(places), np.fromiter((places[str(value)] for value in known), np.int64, len(known))
+        distinct: Sequence[Any] | Array = list(places)
+        code = np.fromiter((places[str(value)] for value in known), np.int64, len(known))
     else:
         distinct, code = np.unique(known, return_inverse=True)
     labels = [f"{value:.6g}" if known.dtype.kind == "f" else str(value) for value in distinct]

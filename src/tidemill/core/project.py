@@ -248,6 +248,9 @@ def _union(args: tuple[Any, ...], value: Any, path: str, where: str, limits: Map
             failures.append(error)
     if len(failures) == 1:
         raise failures[0]
+    for choice, failure in zip(choices, failures, strict=True):
+        if isinstance(choice, type) and isinstance(value, choice) and not isinstance(value, bool):
+            raise failure  # of the right type, and out of its range
     deepest = max(failures, key=lambda failure: failure.message.partition(": ")[0].count("."))
     if deepest.message.partition(": ")[0] != path:
         raise deepest
@@ -259,6 +262,8 @@ def _name(hint: Any) -> str:
     if hint in plain:
         return plain[hint]
     origin = get_origin(hint)
+    if origin is Literal:
+        return " or ".join(map(str, get_args(hint)))
     return {dict: "a table", list: "a list", tuple: "a list"}.get(origin, getattr(hint, "__name__", str(hint)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import io
 import warnings
@@ -18,11 +19,18 @@ if TYPE_CHECKING:
     import onnx
 
 
-def convert(estimator: Any, inputs: Sequence[tuple[str, str, int]]) -> onnx.ModelProto:
+# Whether the estimator that is being converted was fitted on singles.
+_SINGLES: contextvars.ContextVar[bool] = contextvars.ContextVar("singles", default=False)
+
+
+def convert(estimator: Any, inputs: Sequence[tuple[str, str, int]], *, singles: bool = False) -> onnx.ModelProto:
     """The fitted estimator as a graph; a classifier's last output is its probabilities, a tensor.
 
     Args:
         inputs: Name, element (float, double, int64 or string) and width of each input.
+        singles: Whether the numbers that it was fitted on are single precision exactly. Thresholds of histogram trees are then
+            rounded down, so that every single goes to the side that scikit-learn sends it to. Where numbers are rounded to
+            singles on their way into the graph, thresholds are rounded as they are: a number on a threshold stays on it.
 
     Raises:
         Exception: What skl2onnx raises where it cannot, of no common kind.
@@ -36,9 +44,13 @@ def convert(estimator: Any, inputs: Sequence[tuple[str, str, int]]) -> onnx.Mode
     initial = [(name, elements[element]([None, width])) for name, element, width in inputs]
     options = {id(estimator): {"zipmap": False}} if hasattr(estimator, "predict_proba") else None
     _mend_histogram_trees()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        made: onnx.ModelProto = skl2onnx.convert_sklearn(estimator, initial_types=initial, options=options, target_opset=OPSETS)
+    token = _SINGLES.set(singles)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            made: onnx.ModelProto = skl2onnx.convert_sklearn(estimator, initial_types=initial, options=options, target_opset=OPSETS)
+    finally:
+        _SINGLES.reset(token)
     return made
 
 
@@ -47,7 +59,7 @@ def _mend_histogram_trees() -> None:
     """Lets skl2onnx convert histogram boosting as it is.
 
     It hands onnx booleans where whole numbers are asked, which newer ones refuse, and rounds thresholds to the nearest single:
-    above the threshold, a value in between would go to the other side.
+    a single between a threshold and its rounding would go to the other side.
     """
     skl2onnx = need("skl2onnx", "converting a scikit-learn model")
     registry = need("skl2onnx.common._registration", "converting a scikit-learn model")
@@ -68,8 +80,7 @@ def _mend_histogram_trees() -> None:
 
     def mended(convert: Any) -> Any:
         def converted(scope: Any, operator: Any, container: Any) -> None:
-            single = type(operator.inputs[0].type).__name__ != "DoubleTensorType"
-            with _rounded_down(operator.raw_operator) if single else contextlib.nullcontext():
+            with _rounded_down(operator.raw_operator) if _SINGLES.get() else contextlib.nullcontext():
                 convert(scope, operator, Container(container))
 
         return converted

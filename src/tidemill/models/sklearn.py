@@ -353,7 +353,7 @@ def _try_conversion(estimator: Any, x_NF: np.ndarray, y_N: np.ndarray, task: str
         return  # too few rows for it, or none of what it needs: the fit itself will say
     try:
         singles_NF = x_NF[tried_N].astype(np.float32)
-        found = session(bytes(convert(copy, [("features", "float", x_NF.shape[1])]).SerializeToString())).run(
+        found = session(bytes(convert(copy, [("features", "float", x_NF.shape[1])], singles=True).SerializeToString())).run(
             None, {"features": singles_NF}
         )
     except Exception as error:  # skl2onnx and ONNX Runtime raise families without a public root
@@ -402,7 +402,7 @@ def _compares_singles(estimator: Any) -> bool:
 def _inside(estimator: Any, element: str, num_features: int, task: str) -> tuple[onnx.GraphProto, str]:
     """The estimator's graph with names of its own, without what its answer does not need, and the name of the answer."""
     compose = need("onnx.compose", _PURPOSE)
-    model = convert(estimator, [("features", element, num_features)])
+    model = convert(estimator, [("features", element, num_features)], singles=element == "float")
     strange = [entry.domain for entry in model.opset_import if entry.domain not in OPSETS and entry.domain != ""]
     if strange or len(model.functions):
         raise Unsupported(f"model.estimator: its graph must need the standard operators, needs {', '.join(strange) or 'functions'}")

@@ -76,7 +76,8 @@ class FeatureMatrix:
         graph, inputs = ("training.onnx", self._folds.schema(self._schema)) if self._folds else ("features.onnx", self._schema)
         # Batches go through the graph side by side, each on one thread.
         shared = like._graph if like is not None and like._graph_name == graph else None
-        self._graph_name, self._graph = graph, shared or BulkGraph(features.path / graph, inputs, threads=1)
+        self._graph_name: str = graph
+        self._graph: BulkGraph = shared or BulkGraph(features.path / graph, inputs, threads=1)
         self._threads = threads
         self._batch_rows = min(batch_rows, max(LEAST_ROWS, BATCH_BYTES // self._row_bytes()))
         self._fits = self.num_rows * self.num_features * 4 <= cache_bytes
