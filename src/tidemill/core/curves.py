@@ -5,7 +5,7 @@ Curves are plain lists of numbers, so that evidence holds them as they are. `y`,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
