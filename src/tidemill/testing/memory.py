@@ -59,11 +59,11 @@ def tree_pss(pid: int) -> int:
     return sum(_pss(one) for one in _tree(pid))
 
 
-def write_table(folder: Path, *, num_bytes: int, notes: int = 4, seed: int = 0) -> int:
+def write_table(folder: Path, *, num_bytes: int, notes: int = 4, note_bytes: int = 110, seed: int = 0) -> int:
     """Fill `folder` with `rows.parquet`, of `num_bytes` in Arrow, and `shops.parquet`, which joins it by `shop`; returns the rows.
 
     Keys, times, numbers with nulls, categories of few and of many values, a text that differs in every row: some 230 bytes a row,
-    and another 110 for each of `notes` long texts. The target `bought` hangs on them weakly. No more than some 20,000 rows are in memory.
+    and another `note_bytes` for each of `notes` long texts. The target `bought` hangs on them weakly. No more than some 20,000 rows are in memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -72,7 +72,7 @@ def write_table(folder: Path, *, num_bytes: int, notes: int = 4, seed: int = 0) 
     rows = size = 0
     writer = None
     while size < num_bytes:
-        batch = _rows(rows, notes, rng)
+        batch = _rows(rows, notes, note_bytes, rng)
         writer = writer or pq.ParquetWriter(folder / "rows.parquet", batch.schema, compression="zstd", compression_level=1)
         writer.write_table(batch, row_group_size=CHUNK_ROWS)
         rows, size = rows + len(batch), size + batch.nbytes
@@ -81,7 +81,7 @@ def write_table(folder: Path, *, num_bytes: int, notes: int = 4, seed: int = 0) 
     return rows
 
 
-def _rows(first: int, notes: int, rng: np.random.Generator) -> pa.Table:
+def _rows(first: int, notes: int, note_bytes: int, rng: np.random.Generator) -> pa.Table:
     ids = np.arange(first, first + CHUNK_ROWS)
     shop = rng.integers(KEYS, size=CHUNK_ROWS)
     price = np.exp(rng.normal(size=CHUNK_ROWS))
@@ -96,7 +96,7 @@ def _rows(first: int, notes: int, rng: np.random.Generator) -> pa.Table:
         **{f"kind{i}": _texts(rng.zipf(1.3, size=CHUNK_ROWS) % size, f"kind {i}") for i, size in enumerate((5, 40, 900, 30_000))},
         "session": _texts(rng.permutation(ids), "session"),  # no two alike
         **{
-            f"note{i}": _texts(rng.integers(400, size=CHUNK_ROWS), f"a longer note of some hundred characters, number {i}, " * 2)
+            f"note{i}": _texts(rng.integers(400, size=CHUNK_ROWS), (f"a longer note, number {i}, " * note_bytes)[:note_bytes])
             for i in range(notes)
         },
     }
