@@ -74,7 +74,7 @@ def peak_of(folder: Path, *arguments: str) -> int:
 @pytest.mark.parametrize(
     ("budget", "note_bytes", "joined"),
     [
-        (256 << 20, 1_000, False),  # long texts: as large with fewer rows
+        (256 << 20, 300, False),  # longer texts: as large with fewer rows
         pytest.param(256 << 20, 110, True, marks=pytest.mark.long),
         pytest.param(512 << 20, 110, True, marks=pytest.mark.long),
     ],
