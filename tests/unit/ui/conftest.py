@@ -139,9 +139,17 @@ def _tune(out: Path, rng: np.random.Generator, task: str, text: str | None) -> d
     best = max((trial for trial in trials if trial["state"] == "complete"), key=lambda trial: trial["value"])
     write_json(out / "trials.json", trials)
     write_json(out / "best.json", best["params"])
-    note = {"after": 12, "fixed": {"model.grow": "loss"}, "ranges": {"model.learning_rate": [0.02, 0.16]}, "said": "space was narrowed after 12 trials: grow fixed at loss; learning_rate to 0.02..0.16"}
+    note = {
+        "after": 12,
+        "fixed": {"model.grow": "loss"},
+        "ranges": {"model.learning_rate": [0.02, 0.16]},
+        "said": "space was narrowed after 12 trials: grow fixed at loss; learning_rate to 0.02..0.16",
+    }
     shares = {"model.max_depth": 0.52, "model.learning_rate": 0.41, "model.subsample": 0.06, "model.grow": 0.01}
-    starts = [{"params": {"model.max_depth": 6}, "from": f"{text or 'bikes'}, distance 1.20"}, {"params": {"model.max_depth": 4}, "from": "portfolio"}]
+    starts = [
+        {"params": {"model.max_depth": 6}, "from": f"{text or 'bikes'}, distance 1.20"},
+        {"params": {"model.max_depth": 4}, "from": "portfolio"},
+    ]
     write_json(out / "search.json", {"workers": 2, "narrowed": note, "importance": shares, "starts": starts, "direction": "maximize"})
     return {"metric": "roc_auc", "direction": "maximize"}
 
