@@ -16,6 +16,7 @@ import numpy as np
 from tidemill.core.engine import Mergeable
 from tidemill.core.errors import ConfigError, DataError, TidemillError, nearest
 from tidemill.core.load import load
+from tidemill.core.parallel import ordered_map
 from tidemill.core.schema import Column, Schema
 from tidemill.features.config import FeaturesConfig, Step
 from tidemill.features.defaults import LOOKED_AT, default_of_text
@@ -50,12 +51,13 @@ Reduce = Callable[[Mergeable[Any]], Any]
 Supervise = Callable[[], Supervision]
 
 
-def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce, *, supervise: Supervise | None = None) -> dict[str, Any]:
+def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce, *, supervise: Supervise | None = None, threads: int = 1) -> dict[str, Any]:
     """What `features.json` holds but for the features' names: `inputs`, fitted steps by column, and `dropped` (reasons by column).
 
     Args:
         columns: Raw columns that may be inputs.
         supervise: Asked once, where an operator learns from the target; absent where nothing can.
+        threads: Threads that statistics of several columns are merged on.
 
     Raises:
         ConfigError: If a column that the config names is absent, or an operator does not take what reaches it.
@@ -73,6 +75,7 @@ def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce, *, supervise: S
             *(_Task(chain, fits) for chain in (*parts, *derived) if (fits := _next_fits(chain, supervision))),
         ],
         supervision,
+        threads,
     )
     while level.tasks:
         for task, outcome in zip(level.tasks, reduce(level), strict=True):
@@ -83,7 +86,7 @@ def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce, *, supervise: S
         if supervision is None and supervise is not None and any(chain.taught for chain in chains):
             supervision = supervise()
         waiting = [(chain, _next_fits(chain, supervision)) for chain in (*chains, *parts, *derived)]
-        level = Level([_Task(chain, fits) for chain, fits in waiting if fits], supervision)
+        level = Level([_Task(chain, fits) for chain, fits in waiting if fits], supervision, threads)
     if not chains and not derived:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
         raise DataError(f"at least one column must be left as a feature, got none ({reasons or 'the data has no other columns'})")
@@ -247,6 +250,7 @@ class Level:
 
     tasks: list[_Task]
     supervision: Supervision | None = None
+    threads: int = 1
 
     @property
     def taught(self) -> bool:
@@ -273,11 +277,15 @@ class Level:
         return state
 
     def merge(self, left: list[Any], right: list[Any]) -> list[Any]:
-        for task, (census, states), (other, others) in zip(self.tasks, left, right, strict=True):
+        def merged(number: int) -> None:
+            task, (census, states), (other, others) = self.tasks[number], left[number], right[number]
             census.merge(other)
             for name, state in states.items():
                 fit = task.fits[name]
                 states[name] = state if isinstance(fit, dict) else fit.merge(state, others[name])
+
+        for _ in ordered_map(merged, range(len(self.tasks)), self.threads):
+            pass
         bounded([state for _, states in left for state in states.values() if isinstance(state, Bounded)])
         return left
 

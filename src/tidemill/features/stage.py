@@ -76,7 +76,8 @@ def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[
         def batches(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
             return engine.scan(source, names).batches()
 
-        made, graph = _made(_fitted(columns, config, target, keys, reduce, batches))
+        threads = project.engine.threads or os.cpu_count() or 1
+        made, graph = _made(_fitted(columns, config, target, keys, reduce, batches, threads=threads))
         for name, reason in made["dropped"].items():
             if name not in config.drop:
                 events.warn("features.dropped", f"column {name!r} is kept out: {reason}", column=name, reason=reason)
@@ -129,6 +130,8 @@ def _fitted(
     keys: Sequence[str],
     reduce: Reduce,
     batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]],
+    *,
+    threads: int = 1,
 ) -> dict[str, Any]:
     """The fitted chains; with the target where an operator learns from it.
 
@@ -136,7 +139,7 @@ def _fitted(
         batches: Some columns of all rows, in order, for folds that go by position.
     """
     if target is None:
-        return fit(columns, config, reduce)
+        return fit(columns, config, reduce, threads=threads)
     predicted = target
 
     @cache
@@ -149,7 +152,7 @@ def _fitted(
             return _folded(level, supervise().folds.beside(batches(level.columns)))
         return reduce(level)
 
-    return fit(columns, config, reduced, supervise=supervise)
+    return fit(columns, config, reduced, supervise=supervise, threads=threads)
 
 
 def _folded(aggregate: Any, batches: Iterable[pa.RecordBatch]) -> Any:
