@@ -51,7 +51,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value"), [("task", "forecast"), ("engine", {"data": "spark"}), ("engine", {"train": "ray"}), ("serve", {"tls": True})]
+    ("path", "value"), [("task", "forecast"), ("engine", {"data": "spark"}), ("engine", {"train": "ray"}), ("serve", {"batch": {}})]
 )
 def test_what_is_not_built_is_refused(path: str, value: Any) -> None:
     tree = {"name": "x", "data": {"source": "x.csv", "target": "y"}, path: value}

@@ -147,13 +147,14 @@ def test_killed_and_resumed_is_as_uninterrupted(finished_stages: Stages, tmp_pat
         time.sleep(0.02)  # into the next trial
         killed.send_signal(signal.SIGKILL)
         killed.wait()
+        done += killed.stdout.read().split().count("tune.trial")  # that ended before the signal came
     assert not (tmp_path / "killed" / "best.json").exists()
     with start("resumed", "work") as resumed, start("whole", "other") as whole:
         lines = resumed.communicate()[0].split()
         whole.communicate()
     assert resumed.returncode == whole.returncode == 0
     assert lines.count("tune.resumed") == 1
-    assert lines.count("tune.trial") == 12 - done
+    assert lines.count("tune.trial") in (12 - done, 11 - done)  # one may have been entered and not told
     assert trials_of(tmp_path / "resumed") == trials_of(tmp_path / "whole")
     assert (tmp_path / "resumed" / "best.json").read_bytes() == (tmp_path / "whole" / "best.json").read_bytes()
 
