@@ -184,7 +184,8 @@ def test_no_log_holds_a_credential(make: Make, tmp_path: Path) -> None:
         status(app, authorization=bearer(credential))
     text = repr(said)
     assert len(said) == 2
-    assert not any(part in text for credential in (key, bad, wrong) for part in credential.replace(".", "_").split("_")[2:])
+    secrets = [key.split("_", 2)[2], wrong.split("_", 2)[2], *bad.split(".")]
+    assert not any(secret in text for secret in secrets)
 
 
 def test_rotation_overlaps_and_revoking_is_seen_by_a_running_server(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
