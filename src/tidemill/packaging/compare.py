@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -130,7 +129,7 @@ def held_out(package: Package, store: Path) -> tuple[Split, Target]:
         except DataError:
             continue
         if artifact.id == wanted:
-            facts = json.loads((folder / "schema.json").read_text(encoding="utf-8"))
+            facts = artifact.read_json("schema.json")
             return Split(folder, "test"), Target(column=facts["target"], classes=facts["classes"], weight=facts["weight"])
     raise DataError(
         f"the test rows of {package.name} version {package.version or '-'} must be in {store}, are not",

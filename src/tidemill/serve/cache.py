@@ -18,17 +18,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from tidemill.core.engine import memory_bytes
-from tidemill.core.errors import ConfigError, Unavailable
+from tidemill.core.errors import ConfigError
 from tidemill.core.events import Events
 from tidemill.core.graph import Arrays
-from tidemill.core.load import need
 from tidemill.core.package import Answers
+from tidemill.serve.shared import Shared
 
 # What an entry costs beside its values.
 OVERHEAD_BYTES = 200
-REDIS_TIMEOUT_S = 0.1
-AWAY_S = 1.0
-TOLD_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,23 +217,13 @@ class RedisKept:
     """Answers in Redis, for all servers together; while it does not answer, nothing is kept."""
 
     def __init__(self, url: str, *, ttl_s: float | None, events: Events) -> None:
-        redis = need("redis", "serve.cache.redis")
-        try:
-            self._client: Any = redis.Redis.from_url(url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S)
-        except ValueError as error:
-            raise ConfigError(f"serve.cache.redis: must be an address such as redis://127.0.0.1:6379/0: {error}") from error
-        self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)
+        told = ("serve.cache_away", "Redis does not answer, every row is computed")
+        self._shared = Shared(url, setting="serve.cache.redis", warning=told, events=events)
+        self._client = self._shared.client
         self._ttl_ms = None if ttl_s is None else max(1, round(ttl_s * 1000))
-        self._events = events
-        self._away_until = 0.0
-        self._told = float("-inf")
-        try:
-            self._client.ping()
-        except self._errors as error:
-            raise Unavailable(f"serve.cache.redis must answer when the server starts: {error}") from error
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        found = self._ask(lambda: self._client.mget([_named(key) for key in keys]))
+        found = self._shared.ask(lambda: self._client.mget([_named(key) for key in keys]))
         return [None] * len(keys) if found is None else list(found)
 
     def put(self, entries: dict[bytes, bytes]) -> None:
@@ -246,20 +233,7 @@ class RedisKept:
                 pipeline.set(_named(key), content, px=self._ttl_ms)
             return pipeline.execute()
 
-        self._ask(send)
-
-    def _ask(self, call: Callable[[], Any]) -> Any:
-        now = time.monotonic()
-        if now < self._away_until:
-            return None
-        try:
-            return call()
-        except self._errors as error:
-            self._away_until = now + AWAY_S
-            if now - self._told > TOLD_AGAIN_S:
-                self._told = now
-                self._events.warn("serve.cache_away", f"Redis does not answer, every row is computed: {error}")
-            return None
+        self._shared.ask(send)
 
 
 def _named(key: bytes) -> bytes:

@@ -11,20 +11,17 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from tidemill.core.errors import ConfigError, Unavailable
+from tidemill.core.errors import ConfigError
 from tidemill.core.events import Events
-from tidemill.core.load import need
 from tidemill.serve.access.scopes import Caller
 from tidemill.serve.http import Refused, Request
+from tidemill.serve.shared import Shared
 
 # Callers that are remembered at once; beyond, those that were longest silent are forgotten.
 REMEMBERED = 100_000
 DAY_S = 86_400
-# Redis answers within this, or the count goes on here.
-REDIS_TIMEOUT_S = 0.1
-TOLD_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,33 +180,13 @@ class RedisCounter:
     """Counts in Redis, for all servers together; while Redis does not answer, each counts by itself, and says so."""
 
     def __init__(self, url: str, *, instead: Counter, events: Events) -> None:
-        redis = need("redis", "serve.limits.redis")
-        try:
-            client: Any = redis.Redis.from_url(url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S)
-        except ValueError as error:
-            raise ConfigError(f"serve.limits.redis: must be an address such as redis://127.0.0.1:6379/0: {error}") from error
-        self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)
-        self._script = client.register_script(_SCRIPT)
+        told = ("serve.limits_alone", "Redis does not answer, each server counts by itself")
+        self._shared = Shared(url, setting="serve.limits.redis", warning=told, events=events)
+        self._script = self._shared.client.register_script(_SCRIPT)
         self._instead = instead
-        self._events = events
-        self._told = float("-inf")
-        self._away_until = 0.0
-        try:
-            client.ping()
-        except self._errors as error:
-            raise Unavailable(f"serve.limits.redis must answer when the server starts: {error}") from error
 
     def take(self, who: str, rate: Rate) -> float:
-        if time.monotonic() < self._away_until:
-            return self._instead.take(who, rate)
         base = f"tidemill:limit:{who}"
-        try:
-            answer = self._script(keys=[f"{base}:due", f"{base}:day"], args=[repr(rate.interval_s), repr(rate.ahead_s), rate.per_day or 0])
-            return float(answer)
-        except self._errors as error:
-            now = time.monotonic()
-            self._away_until = now + 1.0  # nobody waits for it meanwhile
-            if now - self._told > TOLD_AGAIN_S:
-                self._told = now
-                self._events.warn("serve.limits_alone", f"Redis does not answer, each server counts by itself: {error}")
-            return self._instead.take(who, rate)
+        arguments = [repr(rate.interval_s), repr(rate.ahead_s), rate.per_day or 0]
+        answer = self._shared.ask(lambda: self._script(keys=[f"{base}:due", f"{base}:day"], args=arguments))
+        return self._instead.take(who, rate) if answer is None else float(answer)
