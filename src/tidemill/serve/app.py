@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NoReturn
-from urllib.parse import unquote
 
-from tidemill.core.errors import ConfigError, DataError, NotFound, Unavailable
+from tidemill.core.errors import ConfigError, DataError, Unavailable
 from tidemill.core.events import Events
 from tidemill.core.package import Answers
 from tidemill.serve import docs, encoding, kserve, metrics, oip, plain
@@ -32,6 +31,7 @@ from tidemill.serve.metrics import PHASES, Metrics
 from tidemill.serve.model import Model
 from tidemill.serve.prediction_log import PredictionLog
 from tidemill.serve.routes import Route, Work
+from tidemill.serve.table import Table
 
 # Up to this size a request of a quick model is answered where it is read, in bytes.
 INLINE_BYTES = 16_384
@@ -51,6 +51,7 @@ class Call:
     work: Work | None = None
     answers: Answers | None = None
     response: Response | None = None
+    held: Model | None = None
     parsed: float = 0.0
     inferred: float = 0.0
 
@@ -70,7 +71,6 @@ class App:
     ) -> None:
         if not models:
             raise ConfigError("at least one package must be served, got none")
-        self.models = list(models)
         self.config = config or ServeConfig()
         self.metrics = Metrics()
         self.draining = False
@@ -79,17 +79,43 @@ class App:
         self.access = Access(self.config.auth, folder=folder, events=self._events) if self.config.auth is not None else None
         self.limits = Limits(self.config.limits, events=self._events) if self.config.limits is not None else None
         self.cors = Cors(self.config.cors) if self.config.cors is not None else None
-        self._caches = self._made_caches(self.config.cache) if self.config.cache is not None else {}
+        self._kept = self._made_kept(self.config.cache) if self.config.cache is not None else None
+        self._caches: dict[Model, Cache] = {}
         self._started = time.time()
         self._log = PredictionLog(self.config.log_folder, count=self._count_log) if self.config.log else None
         self._access_log = AccessLog(self.config.access_log) if self.config.access_log is not None else None
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(4)
-        self._routes: dict[str, dict[str, Route]] = {}
-        for route in self._all_routes():
-            self._routes.setdefault(route.path, {})[route.method] = route
-        for model in self.models:
-            self.metrics.models.sample(model.name, model.version, model.package.identity, model.package.task).value = 1
+        self._table = Table(models=(), routes={})
+        self.replace(models)
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Those that answer now; the first is the default."""
+        return self._table.models
+
+    def replace(self, models: Sequence[Model]) -> None:
+        """Answer with these models from the next request on; requests that were admitted keep theirs.
+
+        Whoever takes a model out waits for its `holds`, and closes it.
+
+        Raises:
+            ConfigError: If two have the same name and version.
+        """
+        table = Table.of(models, self._all_routes(models))
+        for model in models:
+            if self._kept is not None and model not in self._caches:
+                self._caches[model] = self._made_cache(self._kept, model)
+        before, self._table = self._table, table
+        with self.metrics.lock:
+            for model in before.models:
+                self.metrics.models.drop(model.name, model.version, model.package.identity, model.package.task)
+            for model in models:
+                self.metrics.models.sample(model.name, model.version, model.package.identity, model.package.task).value = 1
+
+    def forget(self, model: Model) -> None:
+        """Let go of what belongs to a model that answers no more."""
+        self._caches.pop(model, None)
 
     def handle(self, request: Request) -> Response:
         """The response, whatever the request; never raises."""
@@ -102,7 +128,7 @@ class App:
             if self.cors is not None and request.method == "OPTIONS":
                 call.response = self.cors.preflight(request)
                 return call
-            methods = self._methods(request.path)
+            methods = self._table.methods(request.path)
             route = methods.get("GET" if request.method == "HEAD" else request.method)
             counted = self.limits if route is None or route.verb != "open" else None
             if counted is not None:
@@ -112,6 +138,8 @@ class App:
                 if counted is not None:
                     counted.check_caller(call.caller)
             call.route = route or self._missing(request, methods)
+            if call.route.model is not None:
+                self._hold(call, call.route.model)
         except Exception as error:  # noqa: BLE001 - the process edge: every failure becomes a response
             self._fail(call, error)
         return call
@@ -174,7 +202,14 @@ class App:
         if self.cors is not None:
             response.headers += self.cors.marks(call.request)
         self._count(call, response.status)
+        self.release(call)
         return response
+
+    def release(self, call: Call) -> None:
+        """The call needs its model no more; for those that end before they are finished. May be said again."""
+        held, call.held = call.held, None
+        if held is not None:
+            held.holds.leave()
 
     def refuse(self, call: Call, refused: Refused) -> Response:
         """The response to a call whose body the transport could not read whole."""
@@ -195,22 +230,25 @@ class App:
             if log is not None:
                 log.close()
 
-    def _made_caches(self, config: CacheConfig) -> dict[Model, Cache]:
-        kept: Kept = RedisKept(config.redis, ttl_s=config.ttl_s, events=self._events) if config.redis else LocalKept(config)
+    def _made_kept(self, config: CacheConfig) -> Kept:
+        return RedisKept(config.redis, ttl_s=config.ttl_s, events=self._events) if config.redis else LocalKept(config)
 
-        def counter(model: Model) -> Callable[[str, int], None]:
-            def count(outcome: str, rows: int) -> None:
-                with self.metrics.lock:
-                    self.metrics.cache_rows.sample(model.name, model.version, outcome).value += rows
+    def _made_cache(self, kept: Kept, model: Model) -> Cache:
+        def count(outcome: str, rows: int) -> None:
+            with self.metrics.lock:
+                self.metrics.cache_rows.sample(model.name, model.version, outcome).value += rows
 
-            return count
+        max_rows = self.config.cache.max_rows if self.config.cache is not None else 0
+        return Cache(kept, identity=model.package.identity, max_rows=max_rows, count=count)
 
-        return {
-            model: Cache(kept, identity=model.package.identity, max_rows=config.max_rows, count=counter(model)) for model in self.models
-        }
-
-    def _methods(self, path: str) -> dict[str, Route]:
-        return self._routes.get(path) or self._routes.get(unquote(path).rstrip("/") or "/") or {}
+    def _hold(self, call: Call, model: Model) -> None:
+        """Keep the call's model open; where it was replaced since the call found it, the one in its place."""
+        while not model.holds.enter():
+            route = self._table.methods(call.request.path).get(call.request.method)
+            if route is None or route.model is None:
+                raise self._table.unknown(call.request.path)
+            call.route, model = route, route.model
+        call.held = model
 
     def _missing(self, request: Request, methods: Mapping[str, Route]) -> NoReturn:
         """Say what there is instead.
@@ -219,24 +257,9 @@ class App:
             Refused: With 404, or with 405 where other methods are taken.
         """
         if not methods:
-            raise self._unknown(request.path)
+            raise self._table.unknown(request.path)
         allowed = ", ".join(sorted(methods))
         raise Refused(405, "method", f"{request.path} takes {allowed}, got {request.method[:20]}", headers=(("allow", allowed),))
-
-    def _unknown(self, path: str) -> Refused:
-        before, models, after = path.partition("/models/")
-        if models and before in ("", "/v1", "/v2"):
-            name = after.partition("/")[0].partition(":")[0]
-            known = sorted({model.name for model in self.models})
-            if name not in known:
-                return Refused(404, "unknown_model", str(NotFound("model", unquote(name)[:100], known)))
-            versions = sorted(model.version for model in self.models if model.name == name)
-            if "/versions/" in after:
-                asked = after.partition("/versions/")[2].partition("/")[0]
-                if asked not in versions:
-                    return Refused(404, "unknown_model", str(NotFound(f"version of {name!r}", unquote(asked)[:100], versions)))
-        known = [path for path in self._routes if "/models/" not in path]
-        return Refused(404, "unknown_route", str(NotFound("address", unquote(path)[:100], known)), hint="see /docs")
 
     def _fail(self, call: Call, error: Exception) -> None:
         refused = _refusal(error)
@@ -293,27 +316,27 @@ class App:
     def _is_ready(self) -> bool:
         return not self.draining
 
-    def _all_routes(self) -> Iterator[Route]:
-        yield from self._own_routes()
+    def _all_routes(self, models: Sequence[Model]) -> Iterator[Route]:
+        yield from self._own_routes(models)
         yield from oip.server_routes(self._is_ready)
-        yield kserve.list_route(list(dict.fromkeys(model.name for model in self.models)))
+        yield kserve.list_route(list(dict.fromkeys(model.name for model in models)))
         seen: dict[str, list[str]] = {}
-        for model in self.models:
+        for model in models:
             seen.setdefault(model.name, [])
             if model.version in seen[model.name]:
                 raise ConfigError(f"a model must be served once, got {model.name!r} version {model.version!r} twice")
             seen[model.name].append(model.version)
-        for i, model in enumerate(self.models):
+        for i, model in enumerate(models):
             versions = seen[model.name]
             first = versions[0] == model.version
             yield from plain.routes(model, self.config, default=i == 0, first=first)
             yield from oip.routes(model, self.config, versions=versions, first=first, is_ready=self._is_ready)
             yield from kserve.routes(model, self.config, first=first, is_ready=self._is_ready)
 
-    def _own_routes(self) -> Iterator[Route]:
+    def _own_routes(self, models: Sequence[Model]) -> Iterator[Route]:
         page, specification = (
-            docs.page(self.models),
-            docs.openapi(self.models, guarded=self.access is not None, limited=self.limits is not None),
+            docs.page(models),
+            docs.openapi(models, guarded=self.access is not None, limited=self.limits is not None),
         )
         handlers: dict[str, Callable[[Request], Response]] = {
             "/": lambda _: Response(307, [("location", "/docs")]),

@@ -71,6 +71,10 @@ class Family(Generic[S]):
         found = self._samples.get(values)
         return found if found is not None else self._samples.setdefault(values, self._make())
 
+    def drop(self, *values: str) -> None:
+        """Show the sample of these label values no more."""
+        self._samples.pop(values, None)
+
     def render(self) -> str:
         head = f"# HELP {self.name} {self._text}\n# TYPE {self.name} {self._kind}\n"
         lines = [

@@ -15,6 +15,7 @@ from tidemill.core.graph import Arrays
 from tidemill.core.package import Answers, Package, Predictor, add_evidence
 from tidemill.core.schema import Column
 from tidemill.serve.answers import AnswerForm
+from tidemill.serve.holds import Holds
 
 KINDS = ("row", "text")
 WARM_UP_RUNS = 20
@@ -33,6 +34,7 @@ class Model:
         if package.kind not in KINDS:
             raise Unsupported(f"{package.path}: a package of {package.kind!r} cannot be served", hint=f"served are {' and '.join(KINDS)}")
         self.package = package
+        self.holds = Holds()
         self.name = package.name
         self.version = str(package.version or package.identity[:12])
         self.schema = package.schema

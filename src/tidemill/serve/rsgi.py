@@ -48,14 +48,17 @@ class RsgiApp:
         app = self._app
         limits = app.limits
         call = await self._on_thread(app.admit, request) if limits is not None and limits.waits else app.admit(request)
-        if call.response is None and request.method not in ("GET", "HEAD"):
-            try:
-                request.body = await self._read(request, protocol)
-            except Refused as refused:
-                return app.refuse(call, refused)
-        if app.is_quick(call):
-            return app.answer(call)
-        return await self._on_thread(app.answer, call)
+        try:
+            if call.response is None and request.method not in ("GET", "HEAD"):
+                try:
+                    request.body = await self._read(request, protocol)
+                except Refused as refused:
+                    return app.refuse(call, refused)
+            if app.is_quick(call):
+                return app.answer(call)
+            return await self._on_thread(app.answer, call)
+        finally:
+            app.release(call)
 
     async def _on_thread(self, work: Callable[[A], R], argument: A) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, argument)
