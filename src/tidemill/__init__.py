@@ -13,15 +13,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tidemill.client import Client
+    from tidemill.client import AsyncClient, Client
     from tidemill.core.errors import TidemillError
     from tidemill.core.package import Package
     from tidemill.estimator import TidemillClassifier, TidemillRegressor
     from tidemill.notebook import Model, fit
 
-__all__ = ["Client", "Model", "Package", "TidemillClassifier", "TidemillError", "TidemillRegressor", "__version__", "fit"]
+__all__ = [
+    "AsyncClient", "Client", "Model", "Package", "TidemillClassifier", "TidemillError", "TidemillRegressor", "__version__", "fit",
+]  # fmt: skip
 
 _HOMES = {
+    "AsyncClient": "tidemill.client",
     "Client": "tidemill.client",
     "Model": "tidemill.notebook",
     "Package": "tidemill.core.package",

@@ -264,7 +264,7 @@ def test_a_caller_who_leaves_stops_nothing(server: str) -> None:
 def test_a_client_comes_back_over_a_connection_that_was_closed(rows: Package, server: str) -> None:
     with Client(server) as client:
         client.health()
-        client._connection.sock.shutdown(socket.SHUT_RDWR)  # as a proxy that let it go
+        client._pool._idle[0].socket.shutdown(socket.SHUT_RDWR)  # as a proxy that let it go
         assert client.predict(EXAMPLE)["prediction"] is True
 
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import datetime as dt
+import email.utils
+import gzip
 import json
+import time
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tidemill.client import Client, address, predict, predict_batch, read_answer
+from tidemill.client.calls import address, predict, predict_batch, read_answer, retry_after, unpacked
+from tidemill.client.http1 import Reply
 from tidemill.core.errors import ConfigError, DataError, TidemillError, Unavailable
 
 
@@ -55,37 +59,24 @@ def test_texts_go_in_the_shape_of_texts() -> None:
     assert json.loads(predict_batch("", []).body or b"") == {"records": []}
 
 
-def test_a_model_is_asked_by_name_and_version() -> None:
+def test_a_model_has_an_address_by_name_and_version() -> None:
     assert address(None, None) == ""
     assert address("flights", None) == "/models/flights"
     assert address("a/b", "v 1") == "/models/a%2Fb/versions/v%201"
-    with pytest.raises(ConfigError, match="model: must be given with version '3'"):
-        Client(version="3")
 
 
-@pytest.mark.parametrize("url", ["https://a", "ftp://a", "http://", ""])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="url: must be like"):
-        Client(url)
-
-
-def test_an_address_may_come_without_its_scheme_and_under_a_path() -> None:
-    assert Client("127.0.0.1:9000").url == "http://127.0.0.1:9000"
-    assert Client("http://host/models/").url == "http://host/models"
-
-
-def error(**parts: Any) -> bytes:
-    return json.dumps({"error": {"field": None, "reason": "why", "hint": None, **parts}}).encode()
+def error(status: int, headers: dict[str, str] | None = None, **parts: Any) -> Reply:
+    return Reply(status, headers or {}, json.dumps({"error": {"field": None, "reason": "why", "hint": None, **parts}}).encode())
 
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, DataError), (413, DataError), (422, DataError), (404, ConfigError), (405, ConfigError), (415, ConfigError), (408, Unavailable),
-     (429, Unavailable), (503, Unavailable), (500, TidemillError)],
+    [(400, DataError), (413, DataError), (422, DataError), (401, ConfigError), (403, ConfigError), (404, ConfigError), (405, ConfigError),
+     (415, ConfigError), (408, Unavailable), (429, Unavailable), (503, Unavailable), (504, Unavailable), (500, TidemillError)],
 )  # fmt: skip
 def test_each_refusal_is_its_error(status: int, kind: type[TidemillError]) -> None:
     with pytest.raises(kind, match="why; mend it") as caught:
-        read_answer(status, error(field="a", hint="mend it"), retry_after="7")
+        read_answer(error(status, {"retry-after": "7"}, field="a", hint="mend it"))
     assert type(caught.value) is kind
     if isinstance(caught.value, DataError):
         assert caught.value.field == "a"
@@ -95,8 +86,27 @@ def test_each_refusal_is_its_error(status: int, kind: type[TidemillError]) -> No
 
 def test_errors_of_the_protocols_and_of_others_are_read() -> None:
     with pytest.raises(ConfigError, match="model 'a' is not known"):
-        read_answer(404, b'{"error": "model \'a\' is not known"}')
+        read_answer(Reply(404, {}, b'{"error": "model \'a\' is not known"}'))
     with pytest.raises(TidemillError, match="must answer with JSON, got status 502; is it a Tidemill server"):
-        read_answer(502, b"<html>")
+        read_answer(Reply(502, {}, b"<html>"))
     with pytest.raises(ConfigError, match=r"\[1\]"):
-        read_answer(404, b"[1]")
+        read_answer(Reply(404, {}, b"[1]"))
+
+
+@pytest.mark.parametrize(("said", "expected"), [("3", 3.0), ("0", 0.0), ("", None), ("soon", None), ("-3", None)])
+def test_the_time_that_a_server_asks_for(said: str, expected: float | None) -> None:
+    assert retry_after(Reply(503, {"retry-after": said}, b"")) == expected
+
+
+def test_the_time_may_be_a_date() -> None:
+    wait = retry_after(Reply(503, {"retry-after": email.utils.formatdate(time.time() + 60, usegmt=True)}, b""))
+    assert wait is not None
+    assert 50 < wait <= 60
+    assert retry_after(Reply(503, {"retry-after": email.utils.formatdate(0, usegmt=True)}, b"")) == 0
+
+
+def test_a_compressed_answer_is_unpacked() -> None:
+    assert unpacked(Reply(200, {"content-encoding": "gzip"}, gzip.compress(b"{}"))).body == b"{}"
+    assert unpacked(Reply(200, {}, b"{}")).body == b"{}"
+    with pytest.raises(TidemillError, match="gzip"):
+        unpacked(Reply(200, {"content-encoding": "gzip"}, b"{}"))
