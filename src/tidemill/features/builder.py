@@ -25,6 +25,9 @@ FLOAT, UINT8, INT64, STRING, BOOL, DOUBLE = 1, 2, 7, 8, 9, 11
 # Domain of the nodes that only ONNX Runtime has.
 MICROSOFT = "com.microsoft"
 
+# Attributes with an entry for each category, of which there may be 100,000; by name, and last of a node's.
+TABLES = ("keys_int64s", "keys_strings", "values_floats", "values_int64s", "values_strings")
+
 ELEMENTS = {"boolean": UINT8, "int64": INT64, "float32": FLOAT, "float64": DOUBLE, "string": STRING, "timestamp": INT64}
 
 
@@ -82,10 +85,13 @@ class Builder:
         """Add a node and return its outputs' names."""
         from onnx import helper
 
+        tables = {name: attributes.pop(name) for name in TABLES if name in attributes}
         number = len(self._nodes)
         names = tuple(f"/{kind}_{number}" if outputs == 1 else f"/{kind}_{number}_{i}" for i in range(outputs))
         mark = TAKEN_APART if self._taking_apart else None
         made = helper.make_node(kind, list(inputs), list(names), name=f"{kind}_{number}", domain=domain, doc_string=mark, **attributes)
+        for name, values in tables.items():
+            _add_table(made, name, values)
         self._nodes.append(made)
         return names
 
@@ -285,3 +291,20 @@ class Builder:
         if not block.valid:
             return tensor
         return self.node("Where", self.stack(block.valid), tensor, self.constant([[np.nan]], kind))
+
+
+def _add_table(node: Any, name: str, values: Sequence[Any]) -> None:
+    """Add an attribute to a node as `onnx.helper` would, without asking each entry what it is."""
+    from onnx import AttributeProto
+
+    attribute = node.attribute.add()
+    attribute.name = name
+    if name.endswith("strings"):
+        attribute.type = AttributeProto.STRINGS
+        attribute.strings.extend([value.encode() for value in values])
+    elif name.endswith("int64s"):
+        attribute.type = AttributeProto.INTS
+        attribute.ints.extend(values)
+    else:
+        attribute.type = AttributeProto.FLOATS
+        attribute.floats.extend(values)

@@ -28,7 +28,7 @@ class Codes:
 
     def numbers(self) -> Numbers:
         """The codes as numbers to look up."""
-        codes = [float(code) for code in range(self.first, self.first + len(self.categories))]
+        codes = np.arange(self.first, self.first + len(self.categories), dtype=np.float64).tolist()
         return Numbers(self.categories, codes, null=float(self.null), other=float(self.other))
 
 
@@ -66,7 +66,7 @@ def reference_codes(values: Values, codes: Codes) -> np.ndarray:
 
 def reference_numbers(values: Values, numbers: Numbers) -> np.ndarray:
     """Numbers of one column in NumPy, float64 [N]."""
-    known: Mapping[Any, float] = dict(zip(numbers.categories, numbers.values, strict=True))
+    known: Mapping[Any, float] = dict(zip(numbers.categories, numbers.values, strict=True)) if len(values) else {}
     found = np.fromiter((known.get(value, numbers.other) for value in values.data.tolist()), np.float64, len(values))
     return np.where(values.known(), found, numbers.null)
 
