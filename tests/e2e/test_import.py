@@ -62,6 +62,7 @@ def sample() -> pd.DataFrame:
     frame["late"] = score > 0.3
     frame["size"] = np.array(["large", "medium", "small"])[np.digitize(score, [-0.5, 0.8])]
     frame["cost"] = 20 * score + frame["count"]
+    frame["visits"] = rng.poisson(np.exp(frame.amount))
     return frame
 
 
@@ -191,6 +192,8 @@ def trained(sample: pd.DataFrame, objective: str, target: Any, **more: Any) -> x
         ("multi:softmax", "size", "multiclass"),
         ("reg:squarederror", "cost", "regression"),
         ("reg:absoluteerror", "cost", "regression"),
+        ("count:poisson", "visits", "regression"),
+        ("reg:tweedie", "visits", "regression"),
     ],
 )
 def test_an_xgboost_file(sample: pd.DataFrame, package: Any, tmp_path: Path, suffix: str, objective: str, target: str, task: str) -> None:
@@ -237,8 +240,8 @@ def test_categorical_splits_and_other_objectives_are_unsupported(sample: pd.Data
     model.save_model(tmp_path / "model.ubj")
     with pytest.raises(Unsupported, match=r"categorical splits .* on kind"):
         package(tmp_path / "model.ubj", sample, "late")
-    trained(sample, "count:poisson", sample["count"]).save_model(tmp_path / "model.json")
-    with pytest.raises(Unsupported, match="has count:poisson"):
+    trained(sample, "rank:pairwise", sample["late"]).save_model(tmp_path / "model.json")
+    with pytest.raises(Unsupported, match="has rank:pairwise"):
         package(tmp_path / "model.json", sample, "cost")
     trained(sample, "binary:logistic", sample["late"], booster="gblinear").save_model(tmp_path / "model.json")
     with pytest.raises(Unsupported, match="is of gblinear"):

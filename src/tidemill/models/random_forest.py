@@ -152,7 +152,7 @@ class FittedForest:
         if self.task == "regression":
             return self.trees.score_graph()
         targets = self.num_classes or 2 if self.task == "multiclass" else 1
-        shares = tree_node(self.trees.booster, self.trees.task, targets, export.SHARE)
+        shares = tree_node(self.trees.booster, targets, export.SHARE)
         nodes, tensors = export.share_nodes(self.task)
         return [shares, *nodes], tensors
 
@@ -199,7 +199,7 @@ def _leaves(trees: FittedTrees) -> tuple[np.ndarray, np.ndarray, list[float]]:
     for row, (size, tree) in enumerate(zip(sizes, model["trees"], strict=True)):
         value_TL[row, :size] = np.asarray(tree["split_conditions"], np.float32)
     targets = trees.num_classes or 1 if trees.task == "multiclass" else 1
-    return value_TL, np.asarray(model["tree_info"], np.int64), base_scores(learner, trees.task, targets)
+    return value_TL, np.asarray(model["tree_info"], np.int64), base_scores(learner, targets)
 
 
 def _settings(params: RandomForestParams, task: str, num_features: int, seed: int, threads: int) -> dict[str, Any]:

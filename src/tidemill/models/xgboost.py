@@ -26,7 +26,11 @@ from tidemill.models import base, export
 if TYPE_CHECKING:
     import onnx
 
-OBJECTIVES = {"binary": "binary:logistic", "multiclass": "multi:softprob", "regression": "reg:squarederror"}
+OBJECTIVES = {"binary": "binary:logistic", "multiclass": "multi:softprob"}
+LOSSES = {"squared": "reg:squarederror", "absolute": "reg:absoluteerror", "poisson": "count:poisson"}
+
+# Objectives whose trees add up to the logarithm of the answer.
+LOGARITHMIC = ("count:poisson", "reg:gamma", "reg:tweedie")
 
 # XGBoost's names of what it can measure each round, by task; the first of a task is what `watch = "auto"` means.
 # The loss keeps probabilities honest also on few validation rows; the area under the curve does not care that the positive
@@ -54,6 +58,8 @@ LARGEST = np.finfo(np.float32).max
 DEPTHS = (2, 4, 6)
 TRIED_CELLS = 20_000_000
 
+LOGARITHM = "model/logarithm"
+
 
 @dataclass(frozen=True, kw_only=True)
 class XGBoostParams:
@@ -68,6 +74,9 @@ class XGBoostParams:
     """Most rounds of boosting; one tree a round, one for each class with more than two."""
     early_stopping: int = field(default=50, metadata={"min": 0, "max": 100_000})
     """Rounds without progress on the validation rows before the fit ends and the best round is kept; 0 runs them all."""
+    loss: Literal["auto", "squared", "absolute", "poisson"] = "auto"
+    """What trees for regression make small; poisson is for counts and rates, and answers no negative number. auto: squared, and where
+    all targets are whole numbers from 0 up also poisson, if that is better on the validation rows, under the conditions of `max_depth`."""
     watch: Literal["auto", "roc_auc", "log_loss", "average_precision", "rmse", "mae"] = "auto"
     """What early stopping goes by; auto is log_loss for classes, rmse for regression. roc_auc bears a share of
     positives that drifts from training to validation."""
@@ -131,16 +140,19 @@ class XGBoost:
                 after that, in every tenth round from the first, the same of the training rows.
 
         Raises:
-            ConfigError: If `params.watch` does not judge the task, or `params.monotone` names no feature.
-            DataError: If there are no training rows.
+            ConfigError: If `params.watch` or `params.loss` is not for the task, or `params.monotone` names no feature.
+            DataError: If there are no training rows, or a target is negative that `params.loss` takes for a count.
         """
         measured = _measured(params.watch, task, valid)
         settings = {"eval_metric": list(measured.values()), **monotone_constraints(params.monotone, train.names, task)}
         settings |= _settings(params, task, num_classes, seed, threads)
-        if params.max_depth == "auto" and valid is not None and valid.num_rows and train.num_rows * train.num_features <= TRIED_CELLS:
-            booster, kept, outside = self._better(settings, measured, train, valid, params, threads, on_round)
+        _check_loss(params.loss, task, train)
+        if valid is not None and valid.num_rows and train.num_rows * train.num_features <= TRIED_CELLS:
+            choices = [{"max_depth": depth} for depth in (DEPTHS if params.max_depth == "auto" else [params.max_depth])]
+            losses = ["poisson"] if params.loss == "auto" and task == "regression" and _counts(train) and _counts(valid) else []
         else:
-            booster, kept, outside = self.boost(settings, measured, train, valid, params, threads, on_round)
+            choices, losses = [{}], []
+        booster, kept, outside = self._best(settings, choices, losses, measured, train, valid, params, threads, on_round)
         fitted = FittedTrees(booster, task=task, num_classes=num_classes, names=list(train.names), best_round=kept)
         fitted.external_memory = outside
         return fitted
@@ -192,25 +204,35 @@ class XGBoost:
         """The learning rate: ten rounds at 0.03 have come as far as one at 0.3."""
         return params.learning_rate
 
-    def _better(
+    def _best(
         self,
         settings: Mapping[str, Any],
+        choices: Sequence[Mapping[str, Any]],
+        losses: Sequence[str],
         measured: Mapping[str, str],
         train: base.Matrix,
-        valid: base.Matrix,
+        valid: base.Matrix | None,
         params: XGBoostParams,
         threads: int,
         on_round: base.OnRound | None,
     ) -> tuple[Any, int, bool]:
-        """What `boost` gives with the depth whose best validation round is better; its rounds are told once it is known."""
+        """What `boost` gives with the choice whose best validation round is best, then with other losses if one is better still.
+
+        The rounds are told once it is known which; at once where there is nothing to choose.
+        """
+        if len(choices) == 1 and not losses:
+            return self.boost({**settings, **choices[0]}, measured, train, valid, params, threads, on_round)
         name = next(iter(measured))
         sign = 1 if name in ("roc_auc", "average_precision") else -1
-        tried = []
-        for depth in DEPTHS:
+
+        def tried(choice: Mapping[str, Any]) -> tuple[float, Mapping[str, Any], tuple[Any, int, bool], list[Mapping[str, float]]]:
             rounds: list[Mapping[str, float]] = []
-            made = self.boost({**settings, "max_depth": depth}, measured, train, valid, params, threads, _noting(rounds))
-            tried.append((sign * rounds[made[1]][f"valid_{name}"], made, rounds))
-        _, made, rounds = max(tried, key=lambda one: one[0])
+            made = self.boost({**settings, **choice}, measured, train, valid, params, threads, _noting(rounds))
+            return sign * rounds[made[1]][f"valid_{name}"], choice, made, rounds
+
+        best = max((tried(choice) for choice in choices), key=lambda one: one[0])
+        best = max([best, *(tried({**best[1], "objective": LOSSES[loss]}) for loss in losses)], key=lambda one: one[0])
+        _, _, made, rounds = best
         for number, values in enumerate(rounds if on_round is not None else ()):
             if on_round is not None and on_round(number, values):
                 break
@@ -294,20 +316,29 @@ class FittedTrees:
         self.names = list(names)
         self.best_round = best_round
 
+    @property
+    def answers_logarithms(self) -> bool:
+        """Whether the trees' sum is the logarithm of the answer."""
+        return str(_learner(self.booster.save_config())["objective"]["name"]) in LOGARITHMIC
+
     def predict(self, x_NF: np.ndarray) -> np.ndarray:
         answer = self._run(x_NF, "value")
         return np.stack([1.0 - answer, answer], axis=1) if self.task == "binary" else answer
 
     def score(self, x_NF: np.ndarray) -> np.ndarray:
-        return self._run(x_NF, "margin").reshape(len(x_NF), -1)
+        return self._run(x_NF, "value" if self.task == "regression" else "margin").reshape(len(x_NF), -1)
 
     def to_onnx(self) -> onnx.ModelProto:
         classes = None if self.task == "regression" else self.num_classes or 2
         return export.assemble(self.score_graph(), export.link(self.task), num_features=len(self.names), num_classes=classes)
 
     def score_graph(self) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-        """One TreeEnsembleRegressor, from the model's own JSON."""
-        return [tree_node(self.booster, self.task, self.num_classes if self.task == "multiclass" and self.num_classes else 1)], []
+        """One TreeEnsembleRegressor, from the model's own JSON; with the exponential behind it where the trees answer logarithms."""
+        targets = self.num_classes if self.task == "multiclass" and self.num_classes else 1
+        if not self.answers_logarithms:
+            return [tree_node(self.booster, targets)], []
+        exp = need("onnx.helper", "exporting a model").make_node("Exp", [LOGARITHM], [export.SCORE])
+        return [tree_node(self.booster, targets, LOGARITHM), exp], []
 
     def importance(self) -> dict[str, float]:
         """Each feature's share of the trees' total gain."""
@@ -344,20 +375,26 @@ class FittedQuantiles:
 
     def graph(self, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
         """Nodes and initializers from `features` to the tensor `output` [N, Q]."""
-        return [tree_node(self.booster, "regression", self.num_levels, output)], []
+        return [tree_node(self.booster, self.num_levels, output)], []
 
     def save(self, folder: Path) -> None:
         self.booster.save_model(str(folder / "quantiles.ubj"))
         write_json(folder / "quantiles.json", {"num_levels": self.num_levels, "num_features": self.num_features})
 
 
-def tree_node(booster: Any, task: str, targets: int, output: str = export.SCORE) -> onnx.NodeProto:
+def _learner(saved: str | bytes) -> dict[str, Any]:
+    """XGBoost's own description of a booster."""
+    learner: dict[str, Any] = json.loads(saved)["learner"]
+    return learner
+
+
+def tree_node(booster: Any, targets: int, output: str = export.SCORE) -> onnx.NodeProto:
     """One TreeEnsembleRegressor from `features` to scores [N, targets], from the model's own JSON.
 
     Raises:
         ConfigError: If it is not of plain trees, or splits on categories.
     """
-    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
+    learner = _learner(bytes(booster.save_raw("json")))
     model = learner["gradient_booster"]["model"]
     if learner["gradient_booster"]["name"] != "gbtree":
         raise ConfigError(f"only XGBoost's gbtree can be written as a graph, got {learner['gradient_booster']['name']}")
@@ -380,7 +417,7 @@ def tree_node(booster: Any, task: str, targets: int, output: str = export.SCORE)
         [output],
         domain="ai.onnx.ml",
         n_targets=targets,
-        base_values=base_scores(learner, task, targets),
+        base_values=base_scores(learner, targets),
         nodes_treeids=tree_ids.tolist(),
         nodes_nodeids=node_ids.tolist(),
         nodes_featureids=np.where(leaf, 0, joined("split_indices", np.int64)).tolist(),
@@ -453,12 +490,31 @@ def _scratch() -> str:
 def _settings(params: XGBoostParams, task: str, num_classes: int | None, seed: int, threads: int) -> dict[str, Any]:
     """XGBoost's own names for what a fit needs."""
     settings: dict[str, Any] = {
-        "objective": OBJECTIVES[task], "tree_method": "hist", "nthread": threads, "seed": seed,
+        "objective": OBJECTIVES.get(task) or LOSSES.get(params.loss, LOSSES["squared"]), "tree_method": "hist", "nthread": threads, "seed": seed,
         "max_depth": DEPTHS[-1] if params.max_depth == "auto" else params.max_depth, "learning_rate": params.learning_rate, "subsample": params.subsample,
         "colsample_bytree": params.colsample, "min_child_weight": params.min_child_weight, "lambda": params.reg_lambda,
         "alpha": params.reg_alpha, "gamma": params.gamma, "max_bin": params.max_bin,
     }  # fmt: skip
     return {**settings, "num_class": num_classes} if task == "multiclass" else settings
+
+
+def _check_loss(loss: str, task: str, train: base.Matrix) -> None:
+    """Refuse a loss that is not for the task or the targets.
+
+    Raises:
+        ConfigError: If a loss is named and the task is not regression.
+        DataError: If the loss is for counts and a target is negative.
+    """
+    if loss != "auto" and task != "regression":
+        raise ConfigError(f"model.loss: must be auto for a {task} task, got {loss!r}", hint="a class is judged by the log loss")
+    if loss == "poisson" and train.num_rows and (least := float(train.targets()[0].min())) < 0:
+        raise DataError(f"model.loss poisson needs targets from 0 up, got {least:g}", hint='loss = "squared" takes any number')
+
+
+def _counts(matrix: base.Matrix) -> bool:
+    """Whether all targets are whole numbers from 0 up, some of them more."""
+    y_N, _ = matrix.targets()
+    return bool(len(y_N) and y_N.min() >= 0 and y_N.max() > 0 and np.array_equal(y_N, np.round(y_N)))
 
 
 def monotone_constraints(directions: Mapping[str, str], names: Sequence[str], task: str) -> dict[str, Any]:
@@ -496,12 +552,15 @@ def _values(text: str, measured: Mapping[str, str]) -> dict[str, float]:
     return {f"{name.partition('-')[0]}_{names[name.partition('-')[2]]}": float(value) for name, _, value in pairs}
 
 
-def base_scores(learner: Mapping[str, Any], task: str, targets: int) -> list[float]:
+def base_scores(learner: Mapping[str, Any], targets: int) -> list[float]:
     """What a score starts from; XGBoost writes one number, or a list since version 3.1, before the link."""
     base_N = np.atleast_1d(np.asarray(json.loads(learner["learner_model_param"]["base_score"]), np.float64))
     base_N = np.broadcast_to(base_N, targets)
-    if task == "binary":
+    objective = learner["objective"]["name"]
+    if objective == "binary:logistic":
         base_N = np.log(base_N / (1 - base_N))
+    elif objective in LOGARITHMIC:
+        base_N = np.log(base_N)
     return [float(value) for value in base_N]
 
 

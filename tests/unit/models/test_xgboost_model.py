@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import xgboost as xgb
 
@@ -68,6 +69,53 @@ def test_the_depth_is_that_which_is_best_on_the_validation_rows() -> None:
     assert loss() == min(losses) < max(losses)
     assert [number for number, _ in told] == list(range(len(told))), "the rounds of the best one alone"
     assert min(told, key=lambda one: one[1])[0] == chosen.best_round
+
+
+def counts(seed: int, *, num: int = 3000) -> MemoryMatrix:
+    """Counts whose expectation is a product, as visits or rides are."""
+    rng = np.random.default_rng(seed)
+    x_NF = rng.normal(size=(num, 4)).astype(np.float32)
+    return MemoryMatrix(x_NF, rng.poisson(np.exp(0.8 * x_NF[:, 0] + 0.6 * x_NF[:, 1] + 1)).astype(np.float64))
+
+
+def graph_answer(fitted: FittedTrees, x_NF: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(fitted.to_onnx().SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"features": x_NF})[0])
+
+
+def test_counts_take_the_loss_that_is_better_on_the_validation_rows(tmp_path: Path) -> None:
+    train, valid = counts(0), counts(1)
+    (rows,) = valid.batches()
+
+    def error(**params: Any) -> float:
+        return float(np.sqrt(np.mean((fit(train, valid, task="regression", max_depth=4, learning_rate=0.3, **params).predict(rows.x_NF) - rows.y_N) ** 2)))
+
+    errors = {loss: error(loss=loss) for loss in ("squared", "poisson", "auto")}
+    assert errors["auto"] == errors["poisson"] < errors["squared"], errors
+    shifted = MemoryMatrix(rows.x_NF, rows.y_N + 0.5)
+    fitted = fit(shifted, shifted, task="regression", max_depth=4, learning_rate=0.3)
+    assert not fitted.answers_logarithms, "no counts, no loss for counts"
+
+
+def test_trees_of_logarithms_answer_the_same_as_a_graph_and_after_loading(tmp_path: Path) -> None:
+    train = counts(0)
+    (rows,) = train.batches()
+    fitted = fit(train, counts(1), task="regression", loss="poisson", max_depth=3)
+    native_N = fitted.predict(rows.x_NF)
+    assert fitted.answers_logarithms and native_N.min() > 0
+    np.testing.assert_array_equal(fitted.score(rows.x_NF)[:, 0], native_N)
+    np.testing.assert_allclose(graph_answer(fitted, rows.x_NF), native_N, rtol=1e-5)
+    fitted.save(tmp_path)
+    loaded = XGBoost().load(tmp_path)
+    np.testing.assert_array_equal(loaded.predict(rows.x_NF), native_N)
+    np.testing.assert_array_equal(graph_answer(loaded, rows.x_NF), graph_answer(fitted, rows.x_NF))
+
+
+def test_a_loss_must_suit_the_task_and_the_targets() -> None:
+    with pytest.raises(ConfigError, match=r"model.loss: must be auto for a binary task, got 'poisson'"):
+        fit(matrix(0), matrix(1), loss="poisson")
+    with pytest.raises(DataError, match="poisson needs targets from 0 up, got -"):
+        fit(matrix(0, task="regression"), matrix(1, task="regression"), task="regression", loss="poisson")
 
 
 def test_only_the_rounds_up_to_the_best_are_kept() -> None:

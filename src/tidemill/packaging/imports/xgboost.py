@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TASKS = {
     "binary:logistic": "binary", "multi:softprob": "multiclass", "multi:softmax": "multiclass", "reg:squarederror": "regression",
     "reg:absoluteerror": "regression", "reg:pseudohubererror": "regression", "reg:linear": "regression",
+    "count:poisson": "regression", "reg:gamma": "regression", "reg:tweedie": "regression",
 }  # fmt: skip
 
 # XGBoost takes no infinity; a number beyond this is beyond every threshold too.
