@@ -88,3 +88,20 @@ def test_a_ledger_that_does_not_answer_is_unavailable(free_port: int, tmp_path: 
     pytest.importorskip("psycopg")
     with pytest.raises(Unavailable, match="does not answer"):
         Ledger(f"postgresql://nobody@127.0.0.1:{free_port}/x", packages=tmp_path).versions("m")
+
+
+def test_the_head_moves_with_every_event_and_waits_for_nobody(opened: Callable[[], Ledger], tmp_path: Path) -> None:
+    ledger = opened()
+    assert ledger.head() == 0
+    ledger.register(package(tmp_path, "a"))
+    before = ledger.head()
+    ledger.record("deployed", "m", version=1, why="at http://127.0.0.1:8000")
+    assert opened().head() == before + 1
+    assert "m version 1 was deployed by" in str(ledger.history("m")[-1])
+
+
+def test_a_version_is_named_by_its_number_too(opened: Callable[[], Ledger], tmp_path: Path) -> None:
+    opened().register(package(tmp_path, "a"))
+    assert opened().resolve("m@1") == opened().resolve("m/1")
+    with pytest.raises(NotFound, match="version of m '2'"):
+        opened().resolve("m@2")

@@ -31,7 +31,7 @@ from tidemill.core.project import check_name
 CHAMPION = "champion"
 BUSY_TIMEOUT_S = 5.0
 
-Kind = Literal["registered", "promoted", "rolled_back", "refused", "imported", "exported", "drift", "note"]
+Kind = Literal["registered", "promoted", "rolled_back", "refused", "imported", "exported", "deployed", "not_deployed", "drift", "note"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,8 @@ class Entry:
             "refused": f"a candidate for {self.name} was refused" if self.version is None else f"{subject} was refused",
             "imported": f"{self.alias} of {self.name} was moved to version {self.version} from outside",
             "exported": f"{subject} was exported",
+            "deployed": f"{subject} was deployed",
+            "not_deployed": f"{subject} could not be deployed",
             "drift": f"drift was reported for {subject}",
             "note": f"a note on {subject}",
         }[self.kind]
@@ -189,11 +191,22 @@ class Ledger:
         return self.promote(name, before, alias=alias, expected=current, why=why, kind="rolled_back")
 
     def record(self, kind: Kind, name: str, *, version: int | None = None, why: str, evidence: Mapping[str, Any] | None = None) -> Entry:
-        """Append an event that moves nothing: a refusal, a drift alarm, a note."""
+        """Append an event that moves nothing: a refusal, a deployment, a drift alarm, a note."""
         if kind in _MOVES or kind == "registered":
             raise ConfigError(f"{kind} is recorded by its own method")
         with self._transaction() as db:
             return self._append(db, kind, name, version=version, why=why, evidence=dict(evidence or {}))
+
+    def head(self) -> int:
+        """The number of the newest event, 0 before the first: cheap to ask again and again, and waits for no writer.
+
+        Raises:
+            Unavailable: If the ledger does not answer.
+        """
+        if not self._postgres:
+            with self._transaction(write=False) as db:
+                return int(db.all("SELECT COALESCE(MAX(seq), 0) FROM events")[0][0])
+        return _postgres_head(self.url)
 
     def names(self) -> list[str]:
         with self._transaction(write=False) as db:
@@ -216,13 +229,15 @@ class Ledger:
             return self._alias(db, name, alias)
 
     def resolve(self, ref: str) -> Version:
-        """The version that a reference names: `NAME` (its champion, else its newest), `NAME@alias`, `NAME/number`.
+        """The version that a reference names: `NAME` (its champion, else its newest), `NAME@alias`, `NAME/number` or `NAME@number`.
 
         Raises:
             NotFound: If the name, alias or version is unknown; lists the known ones.
         """
         name, _, alias = ref.removeprefix("models:/").partition("@")
         name, _, number = name.partition("/")
+        if alias.isdigit():
+            number, alias = alias, ""
         versions = {version.version: version for version in self.versions(name)}
         if not versions:
             raise NotFound("model", name, self.names())
@@ -418,6 +433,18 @@ class _Postgres(_Connection):
 
     def run(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
         return self._db.execute(sql.replace("?", "%s"), values)
+
+
+def _postgres_head(url: str) -> int:
+    """As `Ledger.head`: one connection and one indexed look-up, without the lock that writers take."""
+    psycopg = need("psycopg", "a PostgreSQL ledger")
+    try:
+        with psycopg.connect(url, connect_timeout=int(BUSY_TIMEOUT_S)) as db:
+            return int(db.execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()[0])
+    except psycopg.errors.UndefinedTable:  # nothing was ever written
+        return 0
+    except psycopg.OperationalError as error:
+        raise Unavailable(f"ledger at PostgreSQL does not answer: {error}") from error
 
 
 def _hash(before: str, entry: Entry) -> str:
