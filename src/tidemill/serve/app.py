@@ -22,9 +22,13 @@ from tidemill.core.package import Answers
 from tidemill.serve import docs, encoding, kserve, metrics, oip, plain
 from tidemill.serve.access import Access, Caller
 from tidemill.serve.access_log import TRACEPARENT, AccessLog, Trace
+from tidemill.serve.address import is_loopback
 from tidemill.serve.cache import Cache, CacheConfig, Kept, LocalKept, RedisKept
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.cors import Cors
+from tidemill.serve.deployment import repository
+from tidemill.serve.deployment.repository import Repository
+from tidemill.serve.deployment.slot import Standing
 from tidemill.serve.http import Refused, Request, Response, json_response
 from tidemill.serve.limits import Limits
 from tidemill.serve.metrics import PHASES, Metrics
@@ -69,11 +73,14 @@ class App:
     def __init__(
         self, models: Sequence[Model], *, config: ServeConfig | None = None, folder: Path | None = None, events: Events | None = None
     ) -> None:
-        if not models:
-            raise ConfigError("at least one package must be served, got none")
         self.config = config or ServeConfig()
         self.metrics = Metrics()
         self.draining = False
+        self.repository: Repository | None = None
+        """Loads and unloads by name; without one nobody can."""
+        self.view: Callable[[], bytes] | None = None
+        """Metrics of all processes of a server; of this one alone where absent."""
+        self._standings: tuple[Standing, ...] = ()
         self._events = events or Events()
         folder = folder or Path()
         self.access = Access(self.config.auth, folder=folder, events=self._events) if self.config.auth is not None else None
@@ -87,6 +94,8 @@ class App:
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(4)
         self._table = Table(models=(), routes={})
+        if not models:
+            raise ConfigError("at least one package must be served, got none")
         self.replace(models)
 
     @property
@@ -102,7 +111,7 @@ class App:
         Raises:
             ConfigError: If two have the same name and version.
         """
-        table = Table.of(models, self._all_routes(models))
+        table = Table.of(models, self._all_routes(models), more=self._more_routes)
         for model in models:
             if self._kept is not None and model not in self._caches:
                 self._caches[model] = self._made_cache(self._kept, model)
@@ -112,6 +121,15 @@ class App:
                 self.metrics.models.drop(model.name, model.version, model.package.identity, model.package.task)
             for model in models:
                 self.metrics.models.sample(model.name, model.version, model.package.identity, model.package.task).value = 1
+
+    def stand(self, standings: Sequence[Standing]) -> None:
+        """Say from now on that this is how what is deployed stands."""
+        before, self._standings = self._standings, tuple(standings)
+        with self.metrics.lock:
+            for one in before:
+                self.metrics.deployments.drop(*_stood(one))
+            for one in standings:
+                self.metrics.deployments.sample(*_stood(one)).value = 1
 
     def forget(self, model: Model) -> None:
         """Let go of what belongs to a model that answers no more."""
@@ -217,6 +235,10 @@ class App:
         self._fail(call, refused)
         return self.finish(call)
 
+    def waits(self, call: Call) -> bool:
+        """Whether answering may take long without a model being asked."""
+        return call.response is None and (call.route.waits or (call.route.verb == "metrics" and self.view is not None))
+
     def is_quick(self, call: Call) -> bool:
         """Whether answering takes so little time that it may be done where the request was read."""
         model = call.route.model
@@ -319,6 +341,7 @@ class App:
     def _all_routes(self, models: Sequence[Model]) -> Iterator[Route]:
         yield from self._own_routes(models)
         yield from oip.server_routes(self._is_ready)
+        yield repository.index_route(lambda: self._standings)
         yield kserve.list_route(list(dict.fromkeys(model.name for model in models)))
         seen: dict[str, list[str]] = {}
         for model in models:
@@ -332,6 +355,12 @@ class App:
             yield from plain.routes(model, self.config, default=i == 0, first=first)
             yield from oip.routes(model, self.config, versions=versions, first=first, is_ready=self._is_ready)
             yield from kserve.routes(model, self.config, first=first, is_ready=self._is_ready)
+
+    def _more_routes(self, path: str) -> Mapping[str, Route]:
+        """What loads and unloads; on an address that others reach only where callers are asked who they are."""
+        if self.repository is None or (self.access is None and not is_loopback(self.config.host)):
+            return {}
+        return repository.named_routes(path, self.repository)
 
     def _own_routes(self, models: Sequence[Model]) -> Iterator[Route]:
         page, specification = (
@@ -348,7 +377,9 @@ class App:
                 json_response({"status": "ready"}) if self._is_ready() else json_response({"status": "draining"}, 503)
             ),
             "/models": self._list,
-            "/metrics": lambda _: Response(200, [("content-type", metrics.TEXT)], self.metrics.render()),
+            "/metrics": lambda _: Response(
+                200, [("content-type", metrics.TEXT)], self.view() if self.view is not None else self.metrics.render()
+            ),
         }
         verbs: dict[str, Any] = {"/metrics": "metrics", "/docs": "read", "/openapi.json": "read", "/models": "read"}
         for path, handle in handlers.items():
@@ -359,12 +390,23 @@ class App:
             "status": "healthy" if self._is_ready() else "draining",
             "model_loaded": True,
             "models": [{"name": model.name, "version": model.version} for model in self.models],
+            "deployment": [
+                {"model": one.model, "alias": one.alias, "version": one.version, "wanted": one.wanted, "state": one.state}
+                for one in self._standings
+            ],
             "uptime_s": round(time.time() - self._started, 3),
         })  # fmt: skip
 
     def _list(self, _: Request) -> Response:
         listed = [{"name": m.name, "version": m.version, "task": m.package.task, "default": i == 0} for i, m in enumerate(self.models)]
-        return json_response({"models": listed})
+        failed = [
+            {"name": s.model, "alias": s.alias, "version": s.wanted, "reason": s.reason} for s in self._standings if s.state == "failed"
+        ]
+        return json_response({"models": listed, **({"failed": failed} if failed else {})})
+
+
+def _stood(standing: Standing) -> tuple[str, ...]:
+    return standing.model, standing.alias or "", standing.version, standing.wanted, standing.state
 
 
 def _refusal(error: Exception) -> Refused | None:

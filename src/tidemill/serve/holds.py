@@ -34,6 +34,6 @@ class Holds:
             if self._count == 0:
                 self._ended.set()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until a retired one has no callers; False where some are left after `timeout_s`."""
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait until a retired one has no callers, however long for None; False where some are left after `timeout_s`."""
         return self._ended.wait(timeout_s)

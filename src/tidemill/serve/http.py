@@ -17,7 +17,7 @@ ARROW_FILE = "application/vnd.apache.arrow.file"
 # What a refusal is counted under: few and fixed, since each is a label of a metric.
 Cause = Literal[
     "malformed", "field", "unknown_route", "unknown_model", "method", "too_large", "media_type", "timeout", "unavailable", "internal",
-    "unauthorized", "forbidden", "limit",
+    "unauthorized", "forbidden", "limit", "not_loaded", "overload", "deadline", "gone",
 ]  # fmt: skip
 
 

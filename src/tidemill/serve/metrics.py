@@ -108,6 +108,11 @@ class Metrics:
         self.errors = Family(Sample, "tidemill_errors_total", "counter", "Requests refused or failed.", ("reason",))
         self.in_flight = Family(Sample, "tidemill_requests_in_flight", "gauge", "Requests whose answer is not sent.", ())
         self.models = Family(Sample, "tidemill_model_info", "gauge", "Models that answer.", ("model", "version", "identity", "task"))
+        self.deployments = Family(
+            Sample, "tidemill_deployment_info", "gauge",
+            "What is deployed: the version that answers, the one that its alias wants, and serving, failed or unloaded.",
+            ("model", "alias", "version", "wanted", "state"),
+        )  # fmt: skip
         self.log_rows = Family(Sample, "tidemill_prediction_log_rows_total", "counter", "Rows of the prediction log.", ("outcome",))
         self.started = Family(Sample, "tidemill_start_time_seconds", "gauge", "When the server started, since the epoch.", ())
         self.started.sample().value = time.time()

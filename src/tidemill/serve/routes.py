@@ -31,6 +31,7 @@ class Route:
 
     `label` is what it is counted under; `model` whose rows it takes; `plain` says that errors are objects, as outside the protocols.
     `verb` is what a caller must be allowed, on the model called `subject` where it is about one; anyone may ask what is open.
+    `waits` says that answering may take long without a model being asked.
     """
 
     method: str
@@ -39,8 +40,9 @@ class Route:
     handle: Handler
     model: Model | None = None
     plain: bool = True
-    verb: Literal["open", "predict", "read", "metrics"] = "read"
+    verb: Literal["open", "predict", "read", "metrics", "admin"] = "read"
     subject: str | None = None
+    waits: bool = False
 
 
 def addresses(prefix: str, model: Model, *, first: bool) -> list[str]:

@@ -54,6 +54,8 @@ class RsgiApp:
                     request.body = await self._read(request, protocol)
                 except Refused as refused:
                     return app.refuse(call, refused)
+            if app.waits(call):
+                return await asyncio.get_running_loop().run_in_executor(None, app.answer, call)
             if app.is_quick(call):
                 return app.answer(call)
             return await self._on_thread(app.answer, call)

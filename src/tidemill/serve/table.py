@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -20,17 +20,19 @@ class Table:
     """Those that answer; the first is the default."""
     routes: Mapping[str, Mapping[str, Route]]
     """By path, then by method."""
+    more: Callable[[str], Mapping[str, Route]] = lambda _: {}
+    """The routes of a path that names something that need not be there yet."""
 
     @classmethod
-    def of(cls, models: Iterable[Model], routes: Iterable[Route]) -> Table:
+    def of(cls, models: Iterable[Model], routes: Iterable[Route], *, more: Callable[[str], Mapping[str, Route]]) -> Table:
         found: dict[str, dict[str, Route]] = {}
         for route in routes:
             found.setdefault(route.path, {})[route.method] = route
-        return cls(models=tuple(models), routes=found)
+        return cls(models=tuple(models), routes=found, more=more)
 
     def methods(self, path: str) -> Mapping[str, Route]:
         """The routes of a path by method; empty where it leads nowhere."""
-        return self.routes.get(path) or self.routes.get(unquote(path).rstrip("/") or "/") or {}
+        return self.routes.get(path) or self.routes.get(unquote(path).rstrip("/") or "/") or self.more(path)
 
     def unknown(self, path: str) -> Refused:
         """What to tell whoever asks for a path that leads nowhere."""

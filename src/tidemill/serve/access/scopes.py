@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 from tidemill.core.errors import ConfigError, nearest
 
-Verb = Literal["predict", "read", "metrics"]
-"""predict: ask a model. read: names, versions, signatures, documentation. metrics: what Prometheus scrapes."""
+Verb = Literal["predict", "read", "metrics", "admin"]
+"""predict: ask a model. read: names, versions, signatures, documentation. metrics: what Prometheus scrapes. admin: load and unload."""
 
 VERBS: tuple[str, ...] = get_args(Verb)
 
