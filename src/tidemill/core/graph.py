@@ -519,6 +519,15 @@ def _wrong(column: Column, row: int, value: Any, expected: str) -> DataError:
     return DataError(f"field {column.name!r} must be {expected}, got {shown} in row {row}", field=column.name)
 
 
+def column_inputs(column: Column, values: list[Any], inputs: Arrays) -> None:
+    """Add what one column's values, as JSON has them, become; nulls in a column without them are the caller's to refuse.
+
+    Raises:
+        DataError: If a value is of another type or out of range.
+    """
+    _RECORD_CONVERTERS[column.type](column, values, inputs)
+
+
 def _convert_together(kind: str, columns: list[Column], values: list[Any], inputs: Arrays) -> bool:
     """Add one row of columns of a type, where every value is of a type that needs no care; whether that was so."""
     if None in values and kind in _NULLS:

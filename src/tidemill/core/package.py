@@ -158,6 +158,20 @@ class Answers:
         """What is judged: probabilities [N, K], else predictions [N], or [N, D] for embeddings."""
         return self.prediction if self.probability is None else self.probability
 
+    def take(self, rows: slice | Sequence[int]) -> Answers:
+        """The answers of some of the rows."""
+        return Answers(*(None if array is None else array[rows] for array in (self.prediction, self.probability, self.interval)))  # type: ignore[arg-type]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Answers]) -> Answers:
+        """All answers of the parts, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        arrays: dict[str, Any] = {
+            name: None if value is None else np.concatenate([getattr(part, name) for part in parts]) for name, value in vars(parts[0]).items()
+        }
+        return cls(**arrays)
+
 
 class Predictor:
     """A package ready to answer. Safe from several threads."""
@@ -190,6 +204,18 @@ class Predictor:
         if self._bulk is None:
             self._bulk = BulkGraph(self.package.graph_file, self.package.schema, threads=self._threads)
         return self._answers(self._bulk.run(batch, self._output))
+
+    def prepare(self, inputs: Arrays) -> list[Any] | None:
+        """What is done to each row by itself, the tokens of its text, for `run_prepared`; None where nothing is."""
+        return self._preprocess.rows(inputs) if hasattr(self._preprocess, "rows") else None
+
+    def prepared_sizes(self, rows: Sequence[Any]) -> list[int]:
+        """How long each prepared row is, to batch like with like."""
+        return list(self._preprocess.row_sizes(rows))
+
+    def run_prepared(self, rows: Sequence[Any]) -> Answers:
+        """Answers for prepared rows, whichever calls they came in, at once."""
+        return self._answers(self._graph.run(self._preprocess.stack(rows), self._output))
 
     def _preprocessed(self, inputs: Arrays) -> Arrays:
         """The graph's output for raw inputs, a few rows at a time: attention takes memory with the square of the longest text."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,14 +48,24 @@ class Tokenize:
         return np.array([len(text) for text in inputs[self._column].ravel().tolist()], np.int64)
 
     def __call__(self, inputs: Arrays) -> Arrays:
+        return self.stack(self.rows(inputs))
+
+    def rows(self, inputs: Arrays) -> list[Any]:
+        """Each row's tokens, for `stack` to put together with whichever others."""
         texts = ["" if text == NULL_STRING else text for text in inputs[self._column].ravel().tolist()]
-        encoded = self._tokenizer.encode_batch(texts)
-        longest = max((len(one.ids) for one in encoded), default=0)
+        return list(self._tokenizer.encode_batch_fast(texts))
+
+    def row_sizes(self, rows: Sequence[Any]) -> list[int]:
+        """How many tokens each of `rows` has."""
+        return [len(row) for row in rows]
+
+    def stack(self, rows: Sequence[Any]) -> Arrays:
+        """The graph's inputs for rows together."""
         # A graph needs at least one token to look at, even where the tokenizer adds none of its own.
-        shape = (len(encoded), max(longest, 1))
+        shape = (len(rows), max(1, *map(len, rows)) if rows else 1)
         made: Arrays = {name: np.full(shape, self._pad_id if name == "input_ids" else 0, np.int64) for name in self._inputs}
-        for row, one in enumerate(encoded):
-            for name, values in (("input_ids", one.ids), ("attention_mask", one.attention_mask), ("token_type_ids", one.type_ids)):
+        for place, row in enumerate(rows):
+            for name, values in (("input_ids", row.ids), ("attention_mask", row.attention_mask), ("token_type_ids", row.type_ids)):
                 if name in made:
-                    made[name][row, : len(values)] = values
+                    made[name][place, : len(values)] = values
         return made

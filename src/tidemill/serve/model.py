@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tidemill.core.package import Answers, Package, Predictor, add_evidence
 from tidemill.core.schema import Column
 from tidemill.serve.answers import AnswerForm
 from tidemill.serve.holds import Holds
+from tidemill.serve.rows import RowReader
 
 KINDS = ("row", "text")
 WARM_UP_RUNS = 20
@@ -41,6 +43,7 @@ class Model:
         self.form = AnswerForm(package)
         self.predictor = Predictor(package, threads=threads)
         self.signature = self.predictor.signature
+        self.reader = RowReader(self.schema) if package.kind == "row" else None
         self.threads = threads
         self.example = package.example or {column.name: _blank(column) for column in self.schema}
         self.row_ms, self.example_answer = self._warm_up()
@@ -53,6 +56,15 @@ class Model:
 
     def answer(self, inputs: Arrays) -> Answers:
         return self.predictor.run(inputs)
+
+    def answer_values(self, values: Sequence[Any]) -> Answers:
+        """Answers for rows that `reader` read or `predictor` prepared, whichever calls they came in."""
+        return self.predictor.run_prepared(values) if self.reader is None else self.answer(self.reader.inputs(values))
+
+    @property
+    def promised_ms(self) -> float | None:
+        """The 99th percentile of latency that the contract promises; None where it promises none."""
+        return next((float(p["limit"]) for p in self.package.contract() if p["measure"] == "latency.p99_ms"), None)
 
     def keep_contract(self, *, accept_latency: bool, events: Events, seconds: float = 2.0) -> None:
         """Hold the package's promises on this hardware; latency that was measured elsewhere, or broken, is measured anew.
@@ -78,6 +90,10 @@ class Model:
                 [f"{self.name} {self.version}: {verdict}" for verdict in broken],
                 hint="--accept-latency serves it all the same, and is recorded" if only_latency else None,
             )
+
+    def close(self) -> None:
+        """Let go of the runtime and its memory; nobody may ask any more."""
+        del self.predictor
 
     def info(self) -> dict[str, Any]:
         """What `/model_info` answers."""
