@@ -8,7 +8,9 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from tidemill.serve.counts import Snapshot, Together
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -26,6 +28,13 @@ class Sample:
     def __init__(self) -> None:
         self.value: float = 0
 
+    def numbers(self) -> list[float]:
+        """What it holds, for another process to `fill` in."""
+        return [self.value]
+
+    def fill(self, numbers: Sequence[float]) -> None:
+        self.value = numbers[0]
+
     def lines(self, name: str, labels: str) -> str:
         return f"{name}{labels and '{' + labels + '}'} {_number(self.value)}\n"
 
@@ -38,6 +47,12 @@ class Distribution(Sample):
     def __init__(self) -> None:
         super().__init__()
         self.counts = [0] * (len(BUCKETS) + 1)
+
+    def numbers(self) -> list[float]:
+        return [self.value, *self.counts]
+
+    def fill(self, numbers: Sequence[float]) -> None:
+        self.value, self.counts = numbers[0], [int(count) for count in numbers[1:]]
 
     def observe(self, value: float) -> None:
         self.counts[bisect_left(BUCKETS, value)] += 1
@@ -56,10 +71,11 @@ S = TypeVar("S", bound=Sample)
 
 
 class Family(Generic[S]):
-    """All samples of one metric."""
+    """All samples of one metric; `together` says how those of several processes become one."""
 
-    def __init__(self, make: type[S], name: str, kind: str, text: str, labels: Sequence[str]) -> None:
+    def __init__(self, make: type[S], name: str, kind: str, text: str, labels: Sequence[str], *, together: Together = "sum") -> None:
         self.name = name
+        self._together = together
         self._make = make
         self._kind = kind
         self._text = text
@@ -74,6 +90,26 @@ class Family(Generic[S]):
     def drop(self, *values: str) -> None:
         """Show the sample of these label values no more."""
         self._samples.pop(values, None)
+
+    def forget(self, **labels: str) -> None:
+        """Show no sample any more that has all of these labels."""
+        if set(labels) <= set(self._labels):
+            places = [(self._labels.index(name), value) for name, value in labels.items()]
+            for values in [values for values in self._samples if all(values[place] == value for place, value in places)]:
+                del self._samples[values]
+
+    def snapshot(self) -> dict[str, Any]:
+        """The samples as plain data."""
+        samples = [[list(values), sample.numbers()] for values, sample in self._samples.items()]
+        return {"together": self._together, "gauge": self._kind == "gauge", "samples": samples}
+
+    def of(self, samples: Sequence[Any]) -> Family[S]:
+        """A family of the same name with the samples of several processes."""
+        labels = (*self._labels, "replica") if self._together == "each" else self._labels
+        made = Family(self._make, self.name, self._kind, self._text, labels)
+        for values, numbers in samples:
+            made.sample(*values).fill(numbers)
+        return made
 
     def render(self) -> str:
         head = f"# HELP {self.name} {self._text}\n# TYPE {self.name} {self._kind}\n"
@@ -107,26 +143,56 @@ class Metrics:
         )  # fmt: skip
         self.errors = Family(Sample, "tidemill_errors_total", "counter", "Requests refused or failed.", ("reason",))
         self.in_flight = Family(Sample, "tidemill_requests_in_flight", "gauge", "Requests whose answer is not sent.", ())
-        self.models = Family(Sample, "tidemill_model_info", "gauge", "Models that answer.", ("model", "version", "identity", "task"))
+        self.models = Family(
+            Sample, "tidemill_model_info", "gauge", "Models that answer.", ("model", "version", "identity", "task"), together="max"
+        )
         self.deployments = Family(
             Sample, "tidemill_deployment_info", "gauge",
             "What is deployed: the version that answers, the one that its alias wants, and serving, failed or unloaded.",
-            ("model", "alias", "version", "wanted", "state"),
+            ("model", "alias", "version", "wanted", "state"), together="max",
         )  # fmt: skip
         self.log_rows = Family(Sample, "tidemill_prediction_log_rows_total", "counter", "Rows of the prediction log.", ("outcome",))
-        self.started = Family(Sample, "tidemill_start_time_seconds", "gauge", "When the server started, since the epoch.", ())
+        self.started = Family(
+            Sample, "tidemill_start_time_seconds", "gauge", "When the server started, since the epoch.", (), together="min"
+        )
         self.started.sample().value = time.time()
         self._cpu = Family(Sample, "tidemill_process_cpu_seconds_total", "counter", "CPU time of the process.", ())
-        self._memory = Family(Sample, "tidemill_process_resident_memory_bytes", "gauge", "Resident memory of the process.", ())
+        self._memory = Family(
+            Sample, "tidemill_process_resident_memory_bytes", "gauge", "Resident memory of the process.", (), together="each"
+        )
+        self.replicas = Family(Sample, "tidemill_replicas", "gauge", "Processes that answer.", ())
+        self.restarts = Family(Sample, "tidemill_replica_restarts_total", "counter", "Processes that ended and were started again.", ())
 
     def render(self) -> bytes:
         """Every family in the text format."""
+        self._look_at_process()
+        with self.lock:
+            return "".join(family.render() for family in self._families()).encode()
+
+    def snapshot(self) -> Snapshot:
+        """Every family as plain data, for whoever shows several processes as one."""
+        self._look_at_process()
+        with self.lock:
+            return {family.name: family.snapshot() for family in self._families()}
+
+    def render_all(self, together: Snapshot) -> bytes:
+        """What several processes counted, in the text format."""
+        families = [family.of(together[family.name]["samples"]) for family in self._families() if family.name in together]
+        return "".join(family.render() for family in families).encode()
+
+    def forget(self, model: str, version: str) -> None:
+        """Show no longer what a version counted that is long gone: labels stay few, however often versions change."""
+        with self.lock:
+            for family in self._families():
+                family.forget(model=model, version=version)
+
+    def _families(self) -> list[Family[Any]]:
+        return [family for family in vars(self).values() if isinstance(family, Family)]
+
+    def _look_at_process(self) -> None:
         times = os.times()
         self._cpu.sample().value = times.user + times.system
         self._memory.sample().value = _resident_bytes()
-        with self.lock:
-            families = [family for family in vars(self).values() if isinstance(family, Family)]
-            return "".join(family.render() for family in families).encode()
 
 
 def _number(value: float) -> str:
