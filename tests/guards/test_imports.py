@@ -21,6 +21,7 @@ CHAIN = ("cli", ("doctor", "estimator"), "notebook", "ui", "rollout", "pipeline"
 BESIDE = ("data", "features", "packaging", "predict", "serve", "stream", "monitor")
 ABOVE_BESIDE = ("cli", "doctor", "estimator", "notebook", "ui", "rollout", "pipeline")
 GROUND = ("engines", "testing", "client")  # over core alone
+OUTSIDE = ("bench",)  # measures: a package through core, a server as a client does
 
 # A library that is heavy or serves one purpose, and the only places that are about it.
 PLACES: dict[str, tuple[str, ...]] = {
@@ -259,7 +260,9 @@ def below(importer: str) -> set[str]:
     for step, siblings in enumerate(flat):
         if importer in siblings:
             lower = {name for group in flat[step + 1 :] for name in group}
-            return lower | (set(BESIDE) if importer in ABOVE_BESIDE else set())
+            return lower | (set(BESIDE) if importer in ABOVE_BESIDE else set()) | (set(OUTSIDE) if importer == "cli" else set())
+    if importer in OUTSIDE:
+        return {"core", "client"}
     return {"core"} if importer in BESIDE + GROUND else set()
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from tidemill.cli import commands, keys, models
+from tidemill.cli import bench, commands, keys, models
 from tidemill.core.errors import ConfigError, Unsupported
 
 Command = Callable[[argparse.Namespace], int]
@@ -226,6 +226,37 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--output", help="HTML file to write")
     configured(report, "monitor")
 
+    measure = add(
+        verbs,
+        "bench",
+        bench.bench,
+        "Measure how fast a package answers here, or a server anywhere: latency, throughput, and where more load stops to pay.",
+        "tidemill bench flights",
+    )
+    measure.add_argument(
+        "model", nargs="?", metavar="NAME[@alias]|FOLDER", help="package to measure in this process; goes into it as evidence"
+    )
+    measure.add_argument("--url", help="server to measure instead, http://127.0.0.1:8000")
+    measure.add_argument(
+        "--rows", metavar="FILE", help="rows to answer, Parquet or CSV (default: the package's test rows, else its example)"
+    )
+    measure.add_argument("--batch", metavar="N,N", help="rows at once, or a request (default: 1 up to 1024 in a process, 1 of a server)")
+    measure.add_argument("--sessions", metavar="N,N", help="sessions that answer at the same time (default: 1 up to one a core)")
+    measure.add_argument("--threads", metavar="N,N", help="threads inside a session (default: 1 up to one a core)")
+    measure.add_argument("--concurrency", metavar="N,N", help="connections to a server, a request under way on each (default: 1 up to 64)")
+    measure.add_argument(
+        "--rate", metavar="R,R", help="requests a second, sent whether answers come or not (default: as fast as they come)"
+    )
+    measure.add_argument("--seconds", type=float, metavar="S", help="length of a run (default: 0.4 in a process, 3 of a server)")
+    measure.add_argument(
+        "--repeats", type=int, metavar="N", help="rounds, of which the median run counts (default: 3 in a process, 1 of a server)"
+    )
+    measure.add_argument("--name", help="model of the server (default: the server's)")
+    measure.add_argument("--version", help="version of it (default: the server's)")
+    measure.add_argument("--key", help="API key (default: TIDEMILL_API_KEY of the environment)")
+    measure.add_argument("--ca", metavar="FILE", help="certificates (PEM) that sign the server's")
+    measure.add_argument("--output", metavar="FILE", help="HTML page to write (default: in reports/ of the home)")
+
     doctor = add(verbs, "doctor", commands.doctor, "What this machine can do.", "tidemill doctor")
     doctor.set_defaults(command=commands.doctor)
 
@@ -240,7 +271,6 @@ UNBUILT = {
     "stream": "tidemill predict answers for files",
     "deploy": "tidemill serve runs a package here",
     "compress": "contract.size holds a package to a limit",
-    "bench": "evidence/latency.json in each package holds its measured latency",
     "plan": "tidemill run --sample 0.01 --profile shows time and memory",
     "ui": "each run leaves runs/<name>/<run>/report.html",
 }

@@ -160,7 +160,7 @@ class Server:
             reply: Reply | None = None
             failure: Unavailable | None = None
             try:
-                reply = yield Send(self._written(packed, left), left, fresh)
+                reply = yield Send(self.written(packed, within_s=left), left, fresh)
             except NotSent as error:
                 failure = self._unreachable(error)
             except Lost as error:
@@ -186,8 +186,11 @@ class Server:
         body = gzip.compress(outgoing.body, compresslevel=1, mtime=0)
         return replace(outgoing, body=body, headers=(*outgoing.headers, ("content-encoding", "gzip")))
 
-    def _written(self, outgoing: Outgoing, left_s: float) -> bytes:
-        headers = [*self.headers, *outgoing.headers, (DEADLINE, str(max(1, int(left_s * 1e3))))]
+    def written(self, outgoing: Outgoing, *, within_s: float | None = None) -> bytes:
+        """The bytes of one request, with the time that the server is given where it is given any."""
+        headers = [*self.headers, *outgoing.headers]
+        if within_s is not None:
+            headers.append((DEADLINE, str(max(1, int(within_s * 1e3)))))
         if self.token is not None:
             headers.append(http1.header("authorization", f"Bearer {self.token()}"))
         return http1.request(outgoing.method, self.prefix + outgoing.path, headers, outgoing.body)
