@@ -1,13 +1,15 @@
 """The application: a request in, a response out. Knows models and addresses, and no transport.
 
-`handle` does it all in one call. A transport does the steps itself: `admit` before it reads the body, then `answer`; where it runs models
-elsewhere (a batch of several callers' rows, another process), `read`, answers into the call, `finish`.
+`handle` does it all in one call. A transport does the steps itself: `admit` before it reads the body, `read`, `begin` where there is work for
+a model, and, when that is done, `finish`.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,11 +20,13 @@ from typing import Any, NoReturn
 
 from tidemill.core.errors import ConfigError, DataError, Unavailable
 from tidemill.core.events import Events
-from tidemill.core.package import Answers
 from tidemill.serve import docs, encoding, kserve, metrics, oip, plain
 from tidemill.serve.access import Access, Caller
 from tidemill.serve.access_log import TRACEPARENT, AccessLog, Trace
 from tidemill.serve.address import is_loopback
+from tidemill.serve.batching.batches import Batches
+from tidemill.serve.batching.job import Job
+from tidemill.serve.batching.wishes import wishes
 from tidemill.serve.cache import Cache, CacheConfig, Kept, LocalKept, RedisKept
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.cors import Cors
@@ -31,33 +35,34 @@ from tidemill.serve.deployment.repository import Repository
 from tidemill.serve.deployment.slot import Standing
 from tidemill.serve.http import Refused, Request, Response, json_response
 from tidemill.serve.limits import Limits
-from tidemill.serve.metrics import PHASES, Metrics
+from tidemill.serve.metrics import Metrics
 from tidemill.serve.model import Model
 from tidemill.serve.prediction_log import PredictionLog
 from tidemill.serve.routes import Route, Work
 from tidemill.serve.table import Table
 
-# Up to this size a request of a quick model is answered where it is read, in bytes.
+# Up to this size a request is read on the event loop, in bytes; one of a slow model, whose texts are taken apart there too.
 INLINE_BYTES = 16_384
+PREPARED_BYTES = 2_048
 
 _ID = "x-request-id"
+_STATUSES = {status: str(status) for status in range(200, 600)}
 _NOWHERE = Route(method="", path="", label="none", handle=lambda _: Response(404, []))
 
 
 @dataclass(slots=True)
 class Call:
-    """One request on its way: admitted (`route`, `caller`), read (`work`), answered by the model (`answers`), written (`response`)."""
+    """One request on its way: admitted (`route`, `caller`), read (`work`), answered by the model (`job`), written (`response`)."""
 
     request: Request
     started: float
     route: Route = _NOWHERE
     caller: Caller | None = None
     work: Work | None = None
-    answers: Answers | None = None
+    job: Job | None = None
     response: Response | None = None
     held: Model | None = None
     parsed: float = 0.0
-    inferred: float = 0.0
 
 
 class App:
@@ -87,7 +92,7 @@ class App:
         self.limits = Limits(self.config.limits, events=self._events) if self.config.limits is not None else None
         self.cors = Cors(self.config.cors) if self.config.cors is not None else None
         self._kept = self._made_kept(self.config.cache) if self.config.cache is not None else None
-        self._caches: dict[Model, Cache] = {}
+        self._batches: dict[Model, Batches] = {}
         self._started = time.time()
         self._log = PredictionLog(self.config.log_folder, count=self._count_log) if self.config.log else None
         self._access_log = AccessLog(self.config.access_log) if self.config.access_log is not None else None
@@ -113,8 +118,8 @@ class App:
         """
         table = Table.of(models, self._all_routes(models), more=self._more_routes)
         for model in models:
-            if self._kept is not None and model not in self._caches:
-                self._caches[model] = self._made_cache(self._kept, model)
+            if model not in self._batches:
+                self._batches[model] = self._made_batches(model)
         before, self._table = self._table, table
         with self.metrics.lock:
             for model in before.models:
@@ -133,7 +138,9 @@ class App:
 
     def forget(self, model: Model) -> None:
         """Let go of what belongs to a model that answers no more."""
-        self._caches.pop(model, None)
+        batches = self._batches.pop(model, None)
+        if batches is not None:
+            batches.close()
 
     def handle(self, request: Request) -> Response:
         """The response, whatever the request; never raises."""
@@ -186,32 +193,55 @@ class App:
         call.parsed = perf_counter()
 
     def infer(self, call: Call) -> None:
-        """Run the call's rows alone."""
+        """Have the call's rows answered, and wait until they are."""
         if call.work is None:
             return
+        ended = threading.Event()
+        self.begin(call, ended.set)
+        ended.wait()
+
+    def begin(self, call: Call, done: Callable[[], None], *, on_loop: bool = False, alone: bool = False) -> None:
+        """Have the rows of a call with work answered: `done` is called once, from whichever thread, and maybe before this returns.
+
+        Args:
+            on_loop: Whether this is the event loop, where what comes in one turn of it for a quick model goes through together.
+            alone: Whether nobody else asks.
+        """
+        work, request = call.work, call.request
+        if work is None:
+            return done()
+
+        def ended(job: Job) -> None:
+            if job.error is not None:
+                self._fail(call, job.error)
+            done()
+
         try:
-            call.answers = self._answered(call.work, call.caller)
+            batches = self._batches[work.model]
+            due, priority = wishes(request, work, default_ms=None if batches.is_quick(work.rows) else batches.deadline_ms)
+            as_row = self._log is None and work.encode_row is not None
+            call.job = Job([], work.rows, ended, request.arrived, due, priority, request.wanted, as_row=as_row)
+            batches.ask(work, call.job, tenant=call.caller.name if call.caller is not None else "", on_loop=on_loop, alone=alone)
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(call, error)
-        call.inferred = perf_counter()
-
-    def _answered(self, work: Work, caller: Caller | None) -> Answers:
-        cache = self._caches.get(work.model)
-        if cache is None:
-            return work.model.answer(work.inputs)
-        return cache.answer(work.inputs, work.rows, work.model.answer, tenant=caller.name if caller is not None else "")
+            done()
+        return None
 
     def finish(self, call: Call) -> Response:
         """The call's response, counted and logged; a call with work must have its answers."""
-        if call.response is None and call.work is not None and call.answers is not None:
+        work, job = call.work, call.job
+        if call.response is None and work is not None and job is not None:
             try:
-                call.response = call.work.encode(call.answers)
+                if job.row is not None and work.encode_row is not None:
+                    call.response = work.encode_row(job.row)
+                elif job.answers is not None:
+                    call.response = work.encode(job.answers)
             except Exception as error:  # noqa: BLE001 - as above
                 self._fail(call, error)
         response = call.response or Response(500, [])
         request_id = self._request_id(call.request)
-        if self._log is not None and call.work is not None and call.answers is not None:
-            self._log.append(call.work.model, request_id, call.work.inputs, call.answers)
+        if self._log is not None and work is not None and job is not None and job.answers is not None:
+            self._log.append(work.model, request_id, work.inputs, job.answers)
         if accept := call.request.headers.get("accept-encoding"):
             encoding.encode(response, str(accept))
         response.headers.append((_ID, request_id))
@@ -240,14 +270,23 @@ class App:
         return call.response is None and (call.route.waits or (call.route.verb == "metrics" and self.view is not None))
 
     def is_quick(self, call: Call) -> bool:
-        """Whether answering takes so little time that it may be done where the request was read."""
+        """Whether reading takes so little time that it may be done on the event loop."""
         model = call.route.model
-        if model is not None and self.config.cache is not None and self.config.cache.redis is not None:
-            return False
-        return model is None or (model.row_ms <= self.config.inline_ms and len(call.request.body) <= INLINE_BYTES)
+        return model is None or len(call.request.body) <= (INLINE_BYTES if model.row_ms <= self.config.inline_ms else PREPARED_BYTES)
+
+    def queues(self, call: Call) -> bool:
+        """Whether the call's work waits for a runner, rather than being done where it was read."""
+        return call.work is not None and not self._batches[call.work.model].is_quick(call.work.rows)
+
+    @property
+    def asks_elsewhere(self) -> bool:
+        """Whether looking for a kept answer takes a way over the network."""
+        return self.config.cache is not None and self.config.cache.redis is not None
 
     def close(self) -> None:
-        """Write what is left of the logs."""
+        """Answer what waits, and write what is left of the logs."""
+        for batches in self._batches.values():
+            batches.close()
         for log in (self._log, self._access_log):
             if log is not None:
                 log.close()
@@ -262,6 +301,18 @@ class App:
 
         max_rows = self.config.cache.max_rows if self.config.cache is not None else 0
         return Cache(kept, identity=model.package.identity, max_rows=max_rows, count=count)
+
+    def _made_batches(self, model: Model) -> Batches:
+        config = self.config
+        return Batches(
+            model,
+            config.batch,
+            slots=config.workers or os.cpu_count() or 1,
+            inline_ms=config.inline_ms,
+            cache=self._made_cache(self._kept, model) if self._kept is not None else None,
+            metrics=self.metrics,
+            arrays=self._log is not None,
+        )
 
     def _hold(self, call: Call, model: Model) -> None:
         """Keep the call's model open; where it was replaced since the call found it, the one in its place."""
@@ -289,7 +340,7 @@ class App:
             details = "".join(traceback.format_exception(error))
             self._events.emit("serve.failed", f"{call.request.method} {call.request.path}: {error}", level="error", traceback=details)
             refused = Refused(500, "internal", "the server failed to answer", hint="its log says why")
-        call.answers = None
+        call.job = None
         is_protocol = call.request.path.startswith(("/v1/", "/v2/")) or call.request.path == "/v2"
         call.response = Response(
             refused.status, [("content-type", "application/json"), *refused.headers], refused.body(plain=not is_protocol)
@@ -311,18 +362,14 @@ class App:
         )  # fmt: skip
 
     def _count(self, call: Call, status: int) -> None:
-        ended, request, work, counted = perf_counter(), call.request, call.work, self.metrics
+        ended, request, work, job, counted = perf_counter(), call.request, call.work, call.job, self.metrics
         with counted.lock:
-            counted.requests.sample(call.route.label, str(status)).value += 1
+            counted.requests.sample(call.route.label, _STATUSES.get(status) or str(status)).value += 1
             counted.request_seconds.sample(call.route.label).observe(ended - request.arrived)
-            if work is None or call.answers is None:
-                return
-            name, version = work.model.name, work.model.version
-            times = (call.started - request.arrived, call.parsed - call.started, call.inferred - call.parsed, ended - call.inferred)
-            for phase, seconds in zip(PHASES, times, strict=True):
-                counted.phase_seconds.sample(name, version, phase).observe(seconds)
-            counted.rows.sample(name, version).value += work.rows
-            counted.executions.sample(name, version).value += 1
+            if work is not None and job is not None:
+                queued = call.started - request.arrived + job.begun - call.parsed
+                counts = self._batches[work.model].counted
+                counts.call(work.rows, queued, call.parsed - call.started, job.ended - job.begun, ended - job.ended)
 
     def _count_log(self, outcome: str, rows: int) -> None:
         with self.metrics.lock:

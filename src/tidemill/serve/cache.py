@@ -10,7 +10,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -67,68 +67,53 @@ class Cache:
     def __init__(self, kept: Kept, *, identity: str, max_rows: int, count: Count = lambda _outcome, _rows: None) -> None:
         self._kept = kept
         self._identity = identity.encode()
-        self._max_rows = max_rows
+        self.max_rows = max_rows
         self._count = count
-        self._flying: dict[bytes, Future[Answers]] = {}
+        self._flying: Flying = {}
         self._lock = threading.Lock()
 
     def answer(self, inputs: Arrays, rows: int, run: Callable[[Arrays], Answers], *, tenant: str = "") -> Answers:
-        """What `run` answers for the inputs, from what is kept as far as it goes.
+        """What `run` answers for the inputs, from what is kept as far as it goes; waits for rows that others compute.
 
         Args:
             run: Answers for the rows that it is given, in their order.
             tenant: Whose answers these are; nobody gets another's.
         """
-        if rows > self._max_rows or rows == 0:
+        if rows > self.max_rows or rows == 0:
             return run(inputs)
+        looked = self.look(inputs, rows, tenant=tenant)
+        if looked.missing is not None:
+            try:
+                looked.give(run(looked.missing))
+            except BaseException as error:
+                looked.fail(error)
+                raise
+        return looked.wait()
+
+    def look(self, inputs: Arrays, rows: int, *, tenant: str) -> Looked:
+        """What is kept of the rows, what others compute already, and what is left for the caller to have computed."""
         keys = self._keys(inputs, rows, tenant)
         found = [None if content is None else _read(content) for content in self._kept.get(keys)]
         missing = [i for i in range(rows) if found[i] is None]
-        self._count("hit", rows - len(missing))
+        looked = Looked(self, keys, found)
         if missing:
-            self._fill(found, missing, keys, inputs, run)
-        return _joined([answer for answer in found if answer is not None])
-
-    def _fill(
-        self, found: list[Answers | None], missing: list[int], keys: Sequence[bytes], inputs: Arrays, run: Callable[[Arrays], Answers]
-    ) -> None:
-        """Compute what nobody computes already, then wait for the rest."""
-        mine: dict[bytes, Future[Answers]] = {}
-        others: dict[bytes, Future[Answers]] = {}
-        first: dict[bytes, int] = {}
-        with self._lock:
-            for i in missing:
-                if keys[i] in first:
-                    continue
-                first[keys[i]] = i
-                if keys[i] in self._flying:
-                    others[keys[i]] = self._flying[keys[i]]
-                else:
-                    mine[keys[i]] = self._flying[keys[i]] = Future()
-        try:
-            made = self._computed([first[key] for key in mine], list(mine), inputs, run) if mine else {}
-        except BaseException as error:
-            for future in mine.values():
-                future.set_exception(error)
-            raise
-        finally:
             with self._lock:
-                for key in mine:
-                    del self._flying[key]
-        for key, answer in made.items():
-            mine[key].set_result(answer)
-        self._count("miss", len(mine))
-        self._count("shared", len(missing) - len(mine))
-        made |= {key: future.result() for key, future in others.items()}
-        for i in missing:
-            found[i] = made[keys[i]]
+                for i in missing:
+                    looked.join(keys[i], i, self._flying)
+        self._count("hit", rows - len(missing))
+        self._count("miss", looked.count)
+        self._count("shared", len(missing) - looked.count)
+        if looked.places:
+            looked.missing = inputs if looked.count == rows else {name: array[looked.places] for name, array in inputs.items()}
+        return looked
 
-    def _computed(self, places: list[int], keys: list[bytes], inputs: Arrays, run: Callable[[Arrays], Answers]) -> dict[bytes, Answers]:
-        whole = len(places) == len(next(iter(inputs.values())))
-        together = run(inputs if whole else {name: array[places] for name, array in inputs.items()})
-        made = {key: _row(together, i) for i, key in enumerate(keys)}
-        self._kept.put({key: _written(answer) for key, answer in made.items()})
-        return made
+    def land(self, keys: Iterable[bytes], answers: Mapping[bytes, Answers]) -> None:
+        """Keep what was computed; nobody waits for it any more."""
+        if answers:
+            self._kept.put({key: _written(answer) for key, answer in answers.items()})
+        with self._lock:
+            for key in keys:
+                del self._flying[key]
 
     def _keys(self, inputs: Arrays, rows: int, tenant: str) -> list[bytes]:
         """A hash for each row of everything that its answer may depend on."""
@@ -138,6 +123,84 @@ class Cache:
             array = inputs[name].reshape(rows, -1)
             columns.append([row.tobytes() for row in array] if array.dtype.kind not in "OU" else [_text(row) for row in array.tolist()])
         return [hashlib.blake2b(head + b"".join(_framed(values[i]) for values in columns), digest_size=20).digest() for i in range(rows)]
+
+
+class Looked:
+    """Rows that were looked up: whoever asked has `missing` computed, and gets the whole `then`, or has it by `wait`."""
+
+    def __init__(self, cache: Cache, keys: Sequence[bytes], found: list[Answers | None]) -> None:
+        self.missing: Arrays | None = None
+        self.places: list[int] = []
+        self._cache = cache
+        self._keys = keys
+        self._found = found
+        self._mine: dict[bytes, Future[Answers]] = {}
+        self._awaited: dict[bytes, Future[Answers]] = {}
+        self._shared = False
+
+    @property
+    def count(self) -> int:
+        """How many rows are to be computed."""
+        return len(self.places)
+
+    def is_shared(self) -> bool:
+        """Whether somebody else waits for what is to be computed here."""
+        return self._shared
+
+    def join(self, key: bytes, place: int, flying: Flying) -> None:
+        """Wait for a row that somebody computes, or be the one who does; while nobody else looks."""
+        if key in self._mine:
+            return
+        if key in flying:
+            self._awaited[key], other = flying[key]
+            other._shared = True
+            return
+        self._awaited[key] = self._mine[key] = Future()
+        flying[key] = self._mine[key], self
+        self.places.append(place)
+
+    def give(self, together: Answers) -> None:
+        """The answers of `missing`: kept, and told to whoever waits."""
+        made = {key: together.take(slice(i, i + 1)) for i, key in enumerate(self._mine)}
+        try:
+            self._cache.land(self._mine, made)
+        finally:
+            for key, answer in made.items():
+                self._mine[key].set_result(answer)
+
+    def fail(self, error: BaseException) -> None:
+        """Why there are none, told to whoever waits."""
+        self._cache.land(self._mine, {})
+        for future in self._mine.values():
+            future.set_exception(error)
+
+    def then(self, done: Callable[[Answers | None, BaseException | None], None]) -> None:
+        """Have `done` called with all rows' answers, or why there are none, once they are here; maybe before this returns."""
+        left, lock = len(self._awaited), threading.Lock()
+        if not left:
+            done(self.wait(), None)
+
+        def one(_: Future[Answers]) -> None:
+            nonlocal left
+            with lock:
+                left -= 1
+                is_last = left == 0
+            if is_last:
+                error = next((error for future in self._awaited.values() if (error := future.exception()) is not None), None)
+                done(None if error is not None else self.wait(), error)
+
+        for future in self._awaited.values():
+            future.add_done_callback(one)
+
+    def wait(self) -> Answers:
+        """All rows' answers; waits for those that others compute."""
+        made = {key: future.result() for key, future in self._awaited.items()}
+        whole = [answer if answer is not None else made[key] for key, answer in zip(self._keys, self._found, strict=True)]
+        return Answers.joined(whole)
+
+
+# By key: what is to come of a row, and for whom it is computed.
+Flying = dict[bytes, tuple["Future[Answers]", Looked]]
 
 
 class LocalKept:
@@ -251,20 +314,6 @@ def _text(row: list[Any]) -> bytes:
 
 def _size(key: bytes, content: bytes) -> int:
     return len(key) + len(content) + OVERHEAD_BYTES
-
-
-def _row(answers: Answers, i: int) -> Answers:
-    arrays: dict[str, Any] = {name: None if array is None else array[i : i + 1] for name, array in vars(answers).items()}
-    return Answers(**arrays)
-
-
-def _joined(rows: list[Answers]) -> Answers:
-    if len(rows) == 1:
-        return rows[0]
-    arrays: dict[str, Any] = {
-        name: None if value is None else np.concatenate([vars(row)[name] for row in rows]) for name, value in vars(rows[0]).items()
-    }
-    return Answers(**arrays)
 
 
 def _written(answers: Answers) -> bytes:

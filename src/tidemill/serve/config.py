@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Literal
 
 from tidemill.serve.access.config import AuthConfig
+from tidemill.serve.batching.config import BatchConfig
 from tidemill.serve.cache import CacheConfig
 from tidemill.serve.cors import CorsConfig
 from tidemill.serve.limits import LimitsConfig
+from tidemill.serve.replicas.config import ReplicasConfig
 from tidemill.serve.tls import TlsConfig
 
 
@@ -17,17 +19,15 @@ from tidemill.serve.tls import TlsConfig
 class ServeConfig:
     """How a server listens and answers."""
 
-    unbuilt: ClassVar[dict[str, str]] = {
-        "batch": "send rows together to /predict_batch",
-        "replicas": "start one server per port and balance over them",
-    }
-
     host: str = "127.0.0.1"
     """Address to listen on; one that is not loopback needs the word --allow-open."""
     port: int = field(default=8000, metadata={"min": 0, "max": 65535})
     """Port to listen on; 0 takes a free one."""
     grpc_port: int | None = field(default=None, metadata={"min": 0, "max": 65535})
     """Port for the inference protocol over gRPC; 0 takes a free one, none is opened when absent."""
+    replicas: int | Literal["auto"] | ReplicasConfig = field(default=1, metadata={"min": 1, "max": 256})
+    """Processes that answer on the port: a number; a table of bounds, between which the number follows the load; or auto, from one to
+    one per core. More than one are watched, and started again when they end."""
     threads: int = field(default=1, metadata={"min": 1, "max": 256})
     """Threads that one prediction may use inside ONNX Runtime."""
     workers: int = field(default=0, metadata={"min": 0, "max": 256})
@@ -52,6 +52,8 @@ class ServeConfig:
     """How much one key or address may ask; any amount when absent."""
     cors: CorsConfig | None = None
     """Which pages of other origins may ask; none when absent."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """How requests are put together, and who is refused when too much is asked."""
     cache: CacheConfig | None = None
     """Answers that are kept; none when absent."""
     access_log: Path | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal, Protocol
@@ -39,6 +40,8 @@ class Request:
     arrived: float = field(default_factory=perf_counter)
     client: str = ""
     """Address of the peer, without its port."""
+    wanted: Callable[[], bool] = lambda: True
+    """Whether the caller still waits, as far as the transport knows."""
 
     @property
     def content_type(self) -> str:

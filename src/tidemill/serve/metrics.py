@@ -8,7 +8,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from tidemill.serve.counts import Snapshot, Together
 
@@ -17,7 +17,10 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds; from a small model's row to a large batch.
 BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-PHASES = ("queue", "parse", "infer", "encode")
+# Rows that went through a model together.
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+
+PHASES = ("queue", "preprocess", "infer", "postprocess")
 
 
 class Sample:
@@ -43,10 +46,11 @@ class Distribution(Sample):
     """One histogram of a family; `value` is the sum of what it has observed."""
 
     __slots__ = ("counts",)
+    bounds: ClassVar[tuple[float, ...]] = BUCKETS
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts = [0] * (len(BUCKETS) + 1)
+        self.counts = [0] * (len(self.bounds) + 1)
 
     def numbers(self) -> list[float]:
         return [self.value, *self.counts]
@@ -55,16 +59,23 @@ class Distribution(Sample):
         self.value, self.counts = numbers[0], [int(count) for count in numbers[1:]]
 
     def observe(self, value: float) -> None:
-        self.counts[bisect_left(BUCKETS, value)] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.value += value
 
     def lines(self, name: str, labels: str) -> str:
         made, total, comma = [], 0, labels and ","
-        for bound, count in zip([*BUCKETS, float("inf")], self.counts, strict=True):
+        for bound, count in zip([*self.bounds, float("inf")], self.counts, strict=True):
             total += count
             made.append(f'{name}_bucket{{{labels}{comma}le="{_number(bound)}"}} {total}\n')
         outer = labels and "{" + labels + "}"
         return "".join(made) + f"{name}_sum{outer} {_number(self.value)}\n{name}_count{outer} {total}\n"
+
+
+class RowDistribution(Distribution):
+    """A histogram of numbers of rows."""
+
+    __slots__ = ()
+    bounds = ROW_BUCKETS
 
 
 S = TypeVar("S", bound=Sample)
@@ -131,12 +142,18 @@ class Metrics:
         )
         self.phase_seconds = Family(
             Distribution, "tidemill_phase_duration_seconds", "histogram",
-            "Time of one request's parts: queue (until its body is here and its turn has come), parse, infer, encode.", ("model", "version", "phase"),
+            "Time of one request's parts: queue (until its body is here, and until its turn has come), preprocess, infer, postprocess.",
+            ("model", "version", "phase"),
         )  # fmt: skip
         self.rows = Family(Sample, "tidemill_rows_total", "counter", "Rows predicted.", ("model", "version"))
         self.executions = Family(
             Sample, "tidemill_executions_total", "counter", "Runs of a model; rows by executions is the mean batch.", ("model", "version")
         )
+        self.batch_rows = Family(RowDistribution, "tidemill_batch_rows", "histogram", "Rows of one run of a model.", ("model", "version"))
+        self.tokens = Family(
+            Sample, "tidemill_tokens_total", "counter", "Tokens of texts that went through a model: of texts, or padding beside them.",
+            ("model", "version", "kind"),
+        )  # fmt: skip
         self.cache_rows = Family(
             Sample, "tidemill_cache_rows_total", "counter",
             "Rows that met the cache: hit, miss, or shared with a caller who asked for the same.", ("model", "version", "outcome"),

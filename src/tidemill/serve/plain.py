@@ -52,22 +52,26 @@ def read_one(request: Request, model: Model) -> Work:
         Refused: If the body is no such JSON; 415 for another media type.
         DataError: If a field is missing or wrong; names it.
     """
-    record = _json_body(request)
+
+    def encode(answers: Answers) -> Response:
+        return encode_row(model.form.rows(answers)[0])
+
+    def encode_row(row: dict[str, Any]) -> Response:
+        row["model"] = model.name
+        row["version"] = model.version
+        return json_response(row)
+
+    _check_json(request)
+    if model.reader is not None and (values := model.reader.read(request.body)) is not None:
+        return Work(model, None, 1, encode, values, encode_row)
+    record = read_json(request.body)
     if type(record) is not dict:
         raise Refused(
             422, "field", f"the body must be one record, an object of fields, got {_kind(record)}", hint="many records go to /predict_batch"
         )
     if model.text_column is not None and model.text_column not in record and "text" in record:
         record = {model.text_column: record["text"]}
-    inputs = model.signature.from_record(record)
-
-    def encode(answers: Answers) -> Response:
-        row = model.form.rows(answers)[0]
-        row["model"] = model.name
-        row["version"] = model.version
-        return json_response(row)
-
-    return Work(model, inputs, 1, encode)
+    return Work(model, model.signature.from_record(record), 1, encode, encode_row=encode_row)
 
 
 def read_batch(request: Request, model: Model, config: ServeConfig) -> Work:
@@ -144,11 +148,15 @@ def _batch_encoder(model: Model, reply: str) -> Callable[[Answers], Response]:
 
 
 def _json_body(request: Request) -> Any:
+    _check_json(request)
+    return read_json(request.body)
+
+
+def _check_json(request: Request) -> None:
     kind = request.content_type
     if kind not in _JSON_TYPES and not kind.endswith("+json"):
         known = f"{JSON}, and on /predict_batch {ARROW_STREAM} and {ARROW_FILE}"
         raise Refused(415, "media_type", f"the body must be {JSON}, got {kind}", hint=f"taken are {known}")
-    return read_json(request.body)
 
 
 def _kind(value: Any) -> str:

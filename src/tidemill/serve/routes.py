@@ -8,18 +8,45 @@ from typing import Any, Literal
 
 from tidemill.core.graph import Arrays
 from tidemill.core.package import Answers
+from tidemill.serve.batching.rows import Rows, prepared
 from tidemill.serve.http import Request, Response
 from tidemill.serve.model import Model
 
 
 @dataclass(slots=True)
 class Work:
-    """Rows that were read and wait for their model; whoever runs them, alone or with others' rows, then calls `encode`."""
+    """Rows that were read and wait for their model; whoever runs them, alone or with others' rows, then calls `encode`.
+
+    One row that the model's `reader` took comes as `values`, and may be answered by its fields, through `encode_row`.
+    """
 
     model: Model
-    inputs: Arrays
+    given: Arrays | None
     rows: int
     encode: Callable[[Answers], Response]
+    values: tuple[Any, ...] | None = None
+    encode_row: Callable[[dict[str, Any]], Response] | None = None
+    timeout_s: float | None = None
+    """Time that the caller gives from its arrival on, where it says so in the body."""
+    priority: int | None = None
+    """How urgent, 1 before 9, where the caller says so in the body."""
+
+    @property
+    def inputs(self) -> Arrays:
+        """The rows as graph inputs.
+
+        Raises:
+            DataError: If a value cannot be what its column holds.
+        """
+        if self.given is None:
+            self.given = self.model.reader.inputs([self.values]) if self.model.reader is not None and self.values is not None else {}
+        return self.given
+
+    def prepared(self) -> Rows:
+        """The rows as what can be put together with others'."""
+        if self.values is not None:
+            return [self.values]
+        return prepared(self.model, self.inputs)
 
 
 Handler = Callable[[Request], Response | Work]

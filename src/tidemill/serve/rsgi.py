@@ -1,15 +1,20 @@
-"""The application on Granian's RSGI: bodies read within limits, quick requests answered at once, the rest on threads."""
+"""The application on Granian's RSGI: bodies read within limits, quick requests answered on the event loop, the rest by runners and threads."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import get_ident
 from time import perf_counter
 from typing import Any, TypeVar
 
-from tidemill.serve.app import App
+from tidemill.serve.app import App, Call
 from tidemill.serve.http import Refused, Request, Response
+
+# Answers of more rows are written on threads.
+FINISHED_ROWS = 64
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -57,10 +62,43 @@ class RsgiApp:
             if app.waits(call):
                 return await asyncio.get_running_loop().run_in_executor(None, app.answer, call)
             if app.is_quick(call):
-                return app.answer(call)
-            return await self._on_thread(app.answer, call)
+                app.read(call)
+            else:
+                await self._on_thread(app.read, call)
+            if call.work is not None:
+                await self._inferred(call, protocol)
+                if call.work.rows > FINISHED_ROWS:
+                    return await self._on_thread(app.finish, call)
+            return app.finish(call)
         finally:
             app.release(call)
+
+    async def _inferred(self, call: Call, protocol: Any) -> None:
+        """Wait until the call's rows are answered, alone or with others' rows."""
+        app, loop, here = self._app, asyncio.get_running_loop(), get_ident()
+        answered = loop.create_future()
+
+        def done() -> None:
+            if get_ident() != here:
+                loop.call_soon_threadsafe(done)
+            elif not answered.done():
+                answered.set_result(None)
+
+        if not app.queues(call) and not app.asks_elsewhere:
+            app.begin(call, done, on_loop=True, alone=self._in_flight.value == 1)
+            if not answered.done():
+                await answered
+            return
+        leaving = asyncio.ensure_future(protocol.client_disconnect())
+        call.request.wanted = lambda: not leaving.done()
+        try:
+            if app.asks_elsewhere:
+                await self._on_thread(partial(app.begin, call), done)
+            else:
+                app.begin(call, done)
+            await answered
+        finally:
+            leaving.cancel()
 
     async def _on_thread(self, work: Callable[[A], R], argument: A) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, argument)

@@ -9,7 +9,7 @@ import pytest
 
 from tidemill.core.errors import ConfigError
 from tidemill.core.package import Package
-from tidemill.serve.app import INLINE_BYTES, App
+from tidemill.serve.app import INLINE_BYTES, PREPARED_BYTES, App
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.http import Request, Response
 from tidemill.serve.model import Model
@@ -148,31 +148,34 @@ def test_nan_and_infinity_are_null(app: App, ask: Ask, monkeypatch: pytest.Monke
     assert ask("POST", "/models/regression/predict", EXAMPLE)[1]["prediction"] is None
 
 
-def test_what_is_slow_or_large_goes_to_threads(app: App) -> None:
-    small, large = (Request("POST", "/predict", body=b" " * size) for size in (10, INLINE_BYTES + 1))
-    assert app.is_quick(app.admit(small))
-    assert not app.is_quick(app.admit(large))
+def test_what_is_slow_or_large_is_read_on_threads(app: App) -> None:
+    small, middle, large = (Request("POST", "/predict", body=b" " * size) for size in (10, PREPARED_BYTES + 1, INLINE_BYTES + 1))
+    assert [app.is_quick(app.admit(request)) for request in (small, middle, large)] == [True, True, False]
     app.models[0].row_ms = app.config.inline_ms + 0.1
-    assert not app.is_quick(app.admit(small))
+    assert [app.is_quick(app.admit(request)) for request in (small, middle, large)] == [True, False, False]
     assert app.is_quick(app.admit(Request("GET", "/metrics")))
     assert app.is_quick(app.admit(Request("POST", "/nowhere", body=b" " * 100_000)))
 
 
-def test_the_steps_may_be_taken_apart(packages: Path) -> None:
-    """Another's rows may ride along: what `read` read is answered with others and finished with its own part."""
-    import numpy as np
-
-    from tidemill.core.package import Answers
-
-    app = App([Model(Package.open(packages / "binary"))], config=ServeConfig())
-    records = [EXAMPLE, {**EXAMPLE, "carrier": "DL"}]
-    calls = [app.admit(Request("POST", "/predict", body=json.dumps(record).encode())) for record in records]
-    for call in calls:
+def test_slow_models_and_many_rows_wait_for_a_runner(app: App) -> None:
+    def queues(path: str, body: Any) -> bool:
+        call = app.admit(Request("POST", path, body=json.dumps(body).encode()))
         app.read(call)
-    works = [call.work for call in calls if call.work is not None]
-    inputs = {name: np.concatenate([work.inputs[name] for work in works]) for name in works[0].inputs}
-    together = works[0].model.answer(inputs)
-    assert together.probability is not None
-    for i, call in enumerate(calls):
-        call.answers = Answers(together.prediction[i : i + 1], together.probability[i : i + 1])
-    assert [app.finish(call).body for call in calls] == [app.handle(call.request).body for call in calls]
+        return app.queues(call)
+
+    app.models[0].row_ms = app.config.inline_ms
+    assert not queues("/predict", EXAMPLE)
+    assert queues("/predict_batch", {"records": [EXAMPLE] * 50})
+    assert not queues("/predict", {"wrong": 1})
+    app.models[0].row_ms = app.config.inline_ms + 0.1
+    assert queues("/predict", EXAMPLE)
+
+
+def test_the_steps_may_be_taken_apart(packages: Path) -> None:
+    app = App([Model(Package.open(packages / "binary"))], config=ServeConfig())
+    call = app.admit(Request("POST", "/predict", body=json.dumps(EXAMPLE).encode()))
+    app.read(call)
+    ended: list[bool] = []
+    app.begin(call, lambda: ended.append(True))
+    assert ended == [True]
+    assert app.finish(call).body == app.handle(call.request).body

@@ -50,7 +50,7 @@ def test_requests_rows_phases_and_errors_are_counted(app: App, send: Send) -> No
     assert found['tidemill_errors_total{reason="field"}'] == 1
     assert found['tidemill_errors_total{reason="malformed"}'] == 1
     assert found['tidemill_request_duration_seconds_count{route="/predict"}'] == 4
-    for phase in ("queue", "parse", "infer", "encode"):
+    for phase in ("queue", "preprocess", "infer", "postprocess"):
         assert found[f'tidemill_phase_duration_seconds_count{{model="binary",version="3",phase="{phase}"}}'] == 4
     identity = app.models[0].package.identity
     assert found[f'tidemill_model_info{{model="binary",version="3",identity="{identity}",task="binary"}}'] == 1
@@ -60,7 +60,7 @@ def test_requests_rows_phases_and_errors_are_counted(app: App, send: Send) -> No
 def test_every_metric_has_the_prefix_and_its_unit() -> None:
     families = [family for family in vars(Metrics()).values() if isinstance(family, Family)]
     for family in families:
-        assert re.fullmatch(r"tidemill_\w+?(_total|_seconds|_bytes|_info|_in_flight)", family.name), family.name
+        assert re.fullmatch(r"tidemill_\w+?(_total|_seconds|_bytes|_info|_in_flight|_rows|_replicas)", family.name), family.name
     assert len({family.name for family in families}) == len(families)
 
 

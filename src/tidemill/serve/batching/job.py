@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 from tidemill.core.package import Answers
 from tidemill.serve.batching.rows import Rows
@@ -17,6 +17,16 @@ USUAL, LEVELS = 5, range(1, 10)
 
 def always() -> bool:
     return True
+
+
+def never() -> bool:
+    return False
+
+
+class Told(Protocol):
+    """Counts a run of the model: its rows, what they cost, and what padding came beside that."""
+
+    def __call__(self, rows: int, *, cost: int, padding: int) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +43,8 @@ class Job:
     due: float = inf
     priority: int = USUAL
     wanted: Callable[[], bool] = always
+    needed: Callable[[], bool] = never
+    """Whether others wait for the same, whatever has become of whoever asked first."""
     answers: Answers | None = None
     as_row: bool = False
     """Whether the answer may be given as the fields of its one row, in `row`."""
@@ -50,8 +62,17 @@ class Job:
         self.begun = self.begun or now
         self.finish(now)
 
+    def is_worth_it(self, now: float) -> bool:
+        """Whether it shall be run; it has failed where not."""
+        refusal = self.refusal(now)
+        if refusal is not None:
+            self.fail(refusal, now)
+        return refusal is None
+
     def refusal(self, now: float) -> Refused | None:
         """Why it shall not be run; None where it shall."""
+        if (now < self.due and self.wanted()) or self.needed():
+            return None
         if now >= self.due:
             return Refused(504, "deadline", "the time that the request had is over", hint="give it more, or come when less is asked")
-        return None if self.wanted() else Refused(499, "gone", "the caller has gone")
+        return Refused(499, "gone", "the caller has gone")

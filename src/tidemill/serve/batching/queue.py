@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 from time import perf_counter
 from typing import Protocol
 
 from tidemill.core.errors import Unavailable
 from tidemill.core.package import Answers
 from tidemill.serve.batching.config import BatchConfig
-from tidemill.serve.batching.job import Job
+from tidemill.serve.batching.job import Job, Told
 from tidemill.serve.batching.parts import Part, Split
 from tidemill.serve.batching.rows import Rows
 from tidemill.serve.batching.speed import Speed
@@ -39,12 +38,10 @@ class Queue:
     Args:
         slots: How many runs go on at once, each on a thread of its own.
         unit_s: The first guess of what a unit of cost takes, in seconds.
-        told: Called with the rows, what padding was run beside them, and the seconds of each run.
+        told: Called after each run.
     """
 
-    def __init__(
-        self, runs: Runs, config: BatchConfig, *, slots: int, unit_s: float, name: str, told: Callable[[int, tuple[int, int], float], None]
-    ) -> None:
+    def __init__(self, runs: Runs, config: BatchConfig, *, slots: int, unit_s: float, name: str, told: Told) -> None:
         self._runs = runs
         self._config = config
         self._slots = slots
@@ -174,7 +171,7 @@ class Queue:
         ended = perf_counter()
         rows, cost = sum(part.count for part in group), sum(part.cost for part in group)
         self._speed.add(cost, ended - begun)
-        self._told(rows, (cost, max(part.size for part in group) * rows - cost), ended - begun)
+        self._told(rows, cost=cost, padding=max(part.size for part in group) * rows - cost)
         start = 0
         for part in group:
             self._give(part, answers if len(group) == 1 else answers.take(slice(start, start + part.count)), ended)

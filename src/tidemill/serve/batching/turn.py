@@ -7,11 +7,10 @@ callers' requests are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from time import perf_counter
 
 from tidemill.core.package import Answers
-from tidemill.serve.batching.job import Job
+from tidemill.serve.batching.job import Job, Told
 from tidemill.serve.batching.rows import answer
 from tidemill.serve.model import Model
 
@@ -24,10 +23,10 @@ class Turn:
 
     Args:
         arrays: Whether jobs must get their answers as arrays, not only as a row's fields.
-        told: Called with the rows and the seconds of each run.
+        told: Called after each run.
     """
 
-    def __init__(self, model: Model, *, max_rows: int, arrays: bool, told: Callable[[int, int, float], None]) -> None:
+    def __init__(self, model: Model, *, max_rows: int, arrays: bool, told: Told) -> None:
         self._model = model
         self._max_rows = max(1, min(max_rows, int(HOLD_MS / max(model.row_ms, 1e-6))))
         self._arrays = arrays
@@ -58,14 +57,9 @@ class Turn:
 
     def _answer(self, jobs: list[Job]) -> None:
         begun = perf_counter()
-        refusals = [job.refusal(begun) for job in jobs]
-        if any(refusals):
-            for job, refusal in zip(jobs, refusals, strict=True):
-                if refusal is not None:
-                    job.fail(refusal, begun)
-            jobs = [job for job, refusal in zip(jobs, refusals, strict=True) if refusal is None]
-            if not jobs:
-                return
+        jobs = [job for job in jobs if job.is_worth_it(begun)]
+        if not jobs:
+            return
         try:
             answers = answer(self._model, [job.rows for job in jobs])
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to one of them
@@ -76,7 +70,7 @@ class Turn:
                     self._answer([job])
             return
         ended = perf_counter()
-        self._told(sum(job.count for job in jobs), 0, ended - begun)
+        self._told(sum(job.count for job in jobs), padding=0, cost=0)
         self._give(jobs, answers, begun, ended)
 
     def _give(self, jobs: list[Job], answers: Answers, begun: float, ended: float) -> None:
