@@ -52,12 +52,18 @@ class Moments:
         known = ~np.isnan(numbers) if valid is None else valid & ~np.isnan(numbers)
         finite = numbers[known & np.isfinite(numbers)]
         seen = int(known.sum())
-        apart = {"nulls": len(numbers) - seen, "infinite": seen - len(finite)}
-        if len(finite) == 0:
-            return cls(**apart)
-        mean = float(finite.mean())
-        m2 = float(np.square(finite - mean).sum())
-        return cls(count=len(finite), mean=mean, m2=m2, min=float(finite.min()), max=float(finite.max()), **apart)
+        return cls.of_finite(finite, nulls=len(numbers) - seen, infinite=seen - len(finite))
+
+    @classmethod
+    def of_finite(cls, numbers: Floats, *, nulls: int = 0, infinite: int = 0) -> Moments:
+        """The moments of finite numbers, shape (N,), and how many null and infinite ones there are beside."""
+        if len(numbers) == 0:
+            return cls(nulls=nulls, infinite=infinite)
+        mean = float(numbers.mean())
+        apart = numbers - mean
+        m2 = float(np.square(apart, out=apart).sum())
+        low, high = float(numbers.min()), float(numbers.max())
+        return cls(count=len(numbers), nulls=nulls, infinite=infinite, mean=mean, m2=m2, min=low, max=high)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both together (Chan, Golub and LeVeque 1979)."""

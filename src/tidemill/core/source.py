@@ -5,11 +5,20 @@ from __future__ import annotations
 import glob
 import json
 import zipfile
+from collections.abc import Collection
 from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING
 
 from tidemill.core.engine import Format, Source
 from tidemill.core.errors import DataError, nearest
 from tidemill.core.objects import StoredObject, is_address, stored_objects
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+# Bytes of a value by the type that Parquet has for it; of text and all others the dictionary's code is counted, and what it holds.
+WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 8}
+CODE_BYTES = 4
 
 FORMATS: dict[str, Format] = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
@@ -65,6 +74,16 @@ def source_objects(source: Source) -> tuple[list[StoredObject], Format]:
         if entry.size == 0:
             raise DataError(f"source must hold data, {entry.path} is empty (0 bytes)")
     return objects, source.format or _common_format({entry.path: PurePosixPath(entry.path).name for entry in objects})
+
+
+def row_bytes(group: pq.RowGroupMetaData, columns: Collection[str]) -> int:
+    """What a row of a Parquet row group takes in memory, its text as dictionaries; about, and at least 1."""
+    rows, size = max(1, group.num_rows), 1
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema in columns:
+            size += WIDTHS.get(column.physical_type) or CODE_BYTES + column.total_uncompressed_size // rows
+    return size
 
 
 def is_remote(source: Source) -> bool:

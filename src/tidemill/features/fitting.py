@@ -38,7 +38,7 @@ from tidemill.features.operator import (
 )
 from tidemill.features.reading import Read, Reader
 from tidemill.features.reference import apply, part_name
-from tidemill.features.statistics import Bounded, Categories, Tally, bounded
+from tidemill.features.statistics import Bounded, Categories, Fillable, Filled, Tally, bounded
 from tidemill.features.supervision import Supervision
 
 if TYPE_CHECKING:
@@ -169,11 +169,13 @@ class _Census:
                 import pyarrow.compute as pc
 
                 if len(self.texts) < LOOKED_AT:
-                    self.texts += values.texts.filter(pa.array(known))[: LOOKED_AT - len(self.texts)].to_pylist()
-                differ = pc.and_(pc.not_equal(values.texts, values.texts[first]), pa.array(known))
-                self.merge(_Census(value=values.texts[first].as_py(), varies=bool(pc.any(differ).as_py())))
-            else:
-                self.merge(_Census(value=values.data[first], varies=bool(np.any(values.data[known] != values.data[first]))))
+                    self.texts += values.texts.take(pa.array(np.flatnonzero(known)[: LOOKED_AT - len(self.texts)])).to_pylist()
+                value = values.texts[first].as_py()
+                if not self.varies:
+                    differ = pc.and_(pc.not_equal(values.texts, values.texts[first]), pa.array(known))
+                    self.merge(_Census(value=value, varies=bool(pc.any(differ).as_py())))
+            elif not self.varies:
+                self.merge(_Census(value=values.data[first], varies=bool(np.any((values.data != values.data[first]) & known))))
 
     def merge(self, other: _Census) -> None:
         self.rows += other.rows
@@ -240,6 +242,9 @@ class _Task:
             if needs_target(self.chain.steps[0].operator):  # which takes a pass of its own
                 return None
             self.fits = _fits_of(self.chain.steps[0], {self.chain.name: strings([])}, self.chain.name, None)
+        if isinstance(self.fits.get(self.chain.name), Filled):
+            self.chain.fitted += [{self.chain.name: fitted} for fitted in self.fits[self.chain.name].finish(states[self.chain.name])]
+            return None
         self.chain.fitted.append({name: fit if isinstance(fit, dict) else fit.finish(states[name]) for name, fit in self.fits.items()})
         return None
 
@@ -339,8 +344,20 @@ def _next_fits(chain: _Chain, supervision: Supervision | None) -> dict[str, Any]
             return {}
         fits = _fits_of(chain.steps[len(chain.fitted)], reached, chain.name, supervision)
         if any(not isinstance(fit, dict) for fit in fits.values()):
-            return fits
+            return _with_next(chain, reached, fits)
         chain.fitted.append(fits)
+
+
+def _with_next(chain: _Chain, reached: Mapping[str, Values], fits: dict[str, Any]) -> dict[str, Any]:
+    """The next step's fits, with those of the step after it where that one gets the same numbers but for nulls that are filled."""
+    step, *later = (chain.steps or ())[len(chain.fitted) :]
+    fill_of = getattr(step.operator, "fill_of", None)
+    if fill_of is None or not later or list(reached) != [chain.name] or joins(later[0].operator) or needs_target(later[0].operator):
+        return fits
+    if taken_as(reached[chain.name].kind, step.operator.accepts) != "number":
+        return fits
+    second = _fits_of(later[0], {chain.name: _EMPTY["number"]}, chain.name, None)[chain.name]
+    return {chain.name: Filled(fits[chain.name], fill_of, second)} if isinstance(second, Fillable) else fits
 
 
 def _is_part(chain: _Chain) -> bool:

@@ -86,6 +86,10 @@ class Impute:
             _emit_missing(graph, block, marked, tuple(missing[i] for i in marked))
         return replace(block, tensors=tuple(tensors))
 
+    def fill_of(self, fitted: Fitted) -> float:
+        """What null numbers become; nothing else changes."""
+        return float(fitted["fill"])
+
     def _check_constant(self, types: Any, wanted: str) -> None:
         if self.value is not None and not isinstance(self.value, types):
             raise ConfigError(f"impute: value must be {wanted} like the column, got {self.value!r}")

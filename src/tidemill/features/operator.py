@@ -61,6 +61,17 @@ class Values:
             return np.array([value is not None for value in self.data.tolist()], bool)
         return np.ones(len(self.data), bool) if self.valid is None else self.valid
 
+    @cached_property
+    def finite(self) -> np.ndarray:
+        """Of numbers those that are neither null nor infinite, float64."""
+        kept = np.isfinite(self.data)
+        return self.data if kept.all() else self.data.take(np.flatnonzero(kept))
+
+    @cached_property
+    def nulls(self) -> int:
+        """How many numbers are null."""
+        return int(np.count_nonzero(np.isnan(self.data)))
+
     def as_kind(self, kind: Kind) -> Values:
         """The same values as another kind; only integers become numbers (beyond 2^53 they round)."""
         if kind == self.kind:
@@ -206,6 +217,9 @@ class Operator(Protocol):
     """One step of a column's chain. Immutable; its parameters are its dataclass fields.
 
     A `check()` method, where there is one, is called when the project is read and raises ConfigError.
+
+    One that does nothing to a column of numbers but fill its nulls may have `fill_of(fitted)`, the number that it fills them with:
+    the next step may then be fitted in the same pass (see `statistics.Filled`).
     """
 
     accepts: ClassVar[tuple[Kind, ...]]

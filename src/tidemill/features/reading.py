@@ -87,17 +87,22 @@ def _is_grouped(columns: Sequence[Column], *, taught: bool) -> bool:
 
 
 def _distinct(array: pa.Array) -> tuple[Texts, np.ndarray]:
-    """Distinct texts and how often each occurs."""
+    """Distinct texts, null last, and how often each occurs."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if not pa.types.is_dictionary(array.type):
         distinct = pc.value_counts(array)
         return Texts(distinct.field("values")), distinct.field("counts").to_numpy()
-    codes_N, dictionary = _coded(array)
-    counts = np.bincount(codes_N, minlength=len(dictionary) + 1)
-    occurs = np.flatnonzero(counts)
-    return Texts(_taken(dictionary, occurs)), counts[occurs]
+    indices, dictionary = array.indices, array.dictionary
+    counts = np.bincount(indices.drop_null().to_numpy(), minlength=len(dictionary))
+    if not counts.all():
+        occurs = np.flatnonzero(counts)
+        dictionary, counts = dictionary.take(pa.array(occurs)), counts[occurs]
+    if indices.null_count:
+        dictionary = pa.concat_arrays([dictionary, pa.nulls(1, dictionary.type)])
+        counts = np.append(counts, indices.null_count)
+    return Texts(dictionary), counts
 
 
 def _coded(array: pa.Array) -> tuple[np.ndarray, pa.Array]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from tidemill.core.sketch import Moments
-from tidemill.features.operator import Fitted, Texts, Values
+from tidemill.features.operator import Fit, Fitted, Texts, Values
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 # Moments leave out what is larger: its square would not fit in float64.
 LARGEST = 1e145
@@ -25,6 +28,15 @@ MAX_CATEGORIES = 2**20
 PENDING_CATEGORIES = 2**16
 
 
+@runtime_checkable
+class Fillable(Fit[T], Protocol[T]):
+    """A statistic of numbers that can tell afterwards what it would have been had nulls been filled."""
+
+    def filled(self, state: T, fill: float) -> T:
+        """The state as if `fill` had been where null was; may change the one that it is given."""
+        ...
+
+
 @dataclass(frozen=True)
 class MeanAndStd:
     """Mean and standard deviation (population) of the numbers; null, infinite and beyond +-1e145 are left out."""
@@ -35,13 +47,22 @@ class MeanAndStd:
         return Moments()
 
     def update(self, state: Moments, values: Values, counts: np.ndarray | None) -> Moments:
-        x = values.data if counts is None else np.repeat(values.data, counts)
-        with np.errstate(invalid="ignore"):
-            x = np.where(np.abs(x) > LARGEST, np.inf, x)
-        return state.merge(Moments.of(x))
+        if counts is not None:
+            values = Values("number", np.repeat(values.data, counts))
+        x = values.finite
+        if len(x) and max(-x.min(), x.max()) > LARGEST:
+            x = x[np.abs(x) <= LARGEST]
+        return state.merge(Moments.of_finite(x, nulls=values.nulls, infinite=len(values) - values.nulls - len(x)))
 
     def merge(self, left: Moments, right: Moments) -> Moments:
         return left.merge(right)
+
+    def filled(self, state: Moments, fill: float) -> Moments:
+        """The state as if `fill` had been where null was."""
+        known = replace(state, nulls=0)
+        if abs(fill) > LARGEST:
+            return replace(known, infinite=state.infinite + state.nulls)
+        return known.merge(Moments(count=state.nulls, mean=fill, min=fill, max=fill)) if state.nulls else known
 
     def finish(self, state: Moments) -> Fitted:
         return self.summary(state)
@@ -56,7 +77,6 @@ class Histogram:
     def __init__(self) -> None:
         self.shift = 0
         self.nulls = 0
-        self._keys = np.empty(0, np.int64)
         self._values = np.empty(0, np.float64)
         self._counts = np.empty(0, np.int64)
         self._waiting: list[tuple[np.ndarray, np.ndarray | None]] = []
@@ -76,7 +96,7 @@ class Histogram:
 
     @property
     def keys(self) -> np.ndarray:
-        return self._settle()._keys
+        return _ordered(self.values) >> self.shift
 
     @property
     def values(self) -> np.ndarray:
@@ -90,36 +110,26 @@ class Histogram:
         waiting, self._waiting = self._waiting, []
         once = [x for x, counts in waiting if counts is None]
         if once:
-            x = np.sort(np.concatenate(once))
-            starts = _starts(x)
-            self._join(x[starts], np.diff(starts, append=len(x)), 0)
+            self._join(np.sort(np.concatenate(once)), None, 0)
         counted = [(x, counts) for x, counts in waiting if counts is not None]
         if counted:
             x = np.concatenate([x for x, _ in counted])
             order = np.argsort(x, kind="stable")
-            x, counts = x[order], np.concatenate([counts for _, counts in counted])[order]
-            starts = _starts(x)
-            self._join(x[starts], _sums(counts, starts), 0)
+            self._join(x[order], np.concatenate([counts for _, counts in counted])[order], 0)
         return self
 
-    def _join(self, values: np.ndarray, counts: np.ndarray, shift: int) -> None:
-        """Sort in distinct numbers in rising order; as many bits are dropped as the bound asks for, and no more."""
+    def _join(self, values: np.ndarray, counts: np.ndarray | None, shift: int) -> None:
+        """Sort in numbers in rising order; as many bits are dropped as the bound asks for, and no more."""
         self.shift = max(self.shift, shift)
+        values, counts = _binned(values, counts, self.shift)
         if len(self._values):
             values, counts = np.concatenate([self._values, values]), np.concatenate([self._counts, counts])
             order = np.argsort(values, kind="stable")  # two sorted runs, which a stable sort merges in one pass
-            values, counts = values[order], counts[order]
-        full = _ordered(values)
-        starts = _starts(full >> self.shift)
-        if len(starts) > MAX_BINS:
-            low, high = self.shift, 63
-            while low + 1 < high:
-                middle = (low + high) // 2
-                low, high = (middle, high) if len(_starts(full >> middle)) > MAX_BINS else (low, middle)
-            self.shift = high
-            starts = _starts(full >> high)
-        self._values, self._counts = values[starts], _sums(counts, starts)
-        self._keys = full[starts] >> self.shift
+            values, counts = _binned(values[order], counts[order], self.shift)
+        if len(values) > MAX_BINS:
+            self.shift = _least_shift(_ordered(values), MAX_BINS)
+            values, counts = _binned(values, counts, self.shift)
+        self._values, self._counts = values, counts
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
         """Quantiles, linear between neighbours as NumPy's default; [] where there is no number."""
@@ -154,19 +164,36 @@ class Distribution:
         return Histogram()
 
     def update(self, state: Histogram, values: Values, counts: np.ndarray | None) -> Histogram:
-        null, kept = np.isnan(values.data), np.isfinite(values.data)
-        state.nulls += int(np.count_nonzero(null) if counts is None else counts[null].sum())
-        if not kept.all():
-            counts = None if counts is None else counts[kept]
-        state.add((values.data if kept.all() else values.data[kept]) + 0.0, counts)
+        if counts is None:
+            state.nulls += values.nulls
+        else:
+            state.nulls += int(counts[np.isnan(values.data)].sum())
+            counts = counts[np.isfinite(values.data)]
+        state.add(values.finite + 0.0, counts)
         return state
 
     def merge(self, left: Histogram, right: Histogram) -> Histogram:
         left.merge(right)
         return left
 
+    def filled(self, state: Histogram, fill: float) -> Histogram:
+        """The state as if `fill` had been where null was."""
+        if state.nulls:
+            state.add(np.array([fill]) + 0.0, np.array([state.nulls]))
+            state.nulls = 0
+        return state
+
     def finish(self, state: Histogram) -> Fitted:
         return self.summary(state)
+
+
+def _binned(x: np.ndarray, counts: np.ndarray | None, shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of numbers in rising order the first of each bin, and how many there are in it; each stands for one where `counts` is None."""
+    keys = _ordered(x) >> shift
+    starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(keys)), bool), keys[1:] != keys[:-1]]))
+    ends = np.append(starts[1:], len(x)) if len(x) else starts
+    rows = ends if counts is None else np.cumsum(counts)[ends - 1]
+    return x.take(starts), np.diff(rows, prepend=0)
 
 
 def _ordered(x: np.ndarray) -> np.ndarray:
@@ -175,15 +202,39 @@ def _ordered(x: np.ndarray) -> np.ndarray:
     return bits ^ ((bits >> 63) & np.int64(2**63 - 1))
 
 
-def _starts(x: np.ndarray) -> np.ndarray:
-    """Where each run of equal values begins."""
-    if not len(x):
-        return np.empty(0, np.int64)
-    return np.concatenate([[0], np.flatnonzero(x[1:] != x[:-1]) + 1])
+def _least_shift(keys: np.ndarray, bins: int) -> int:
+    """How many low bits of rising keys must be dropped for no more than so many different ones to be left."""
+    apart = (keys[1:] ^ keys[:-1]).view(np.uint64)
+    # Two neighbours differ up to the length of this in bits; without the bit below its first one it cannot be rounded up to a longer one.
+    length = np.frexp((apart & ~(apart >> np.uint64(1))).astype(np.float64))[1]
+    longer = len(apart) - np.cumsum(np.bincount(length, minlength=65))  # by number of bits: neighbours that differ above
+    return int(np.argmax(longer < bins)) if longer[63] < bins else 63
 
 
-def _sums(counts: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    return np.add.reduceat(counts, starts) if len(starts) else counts
+@dataclass(frozen=True)
+class Filled(Generic[S, T]):
+    """Two statistics of one pass: of the numbers, and of what they are once nulls are filled with a number that the first tells.
+
+    Neither needs to know the other's: a statistic counts nulls apart, and takes in afterwards what they became.
+    """
+
+    first: Fit[S]
+    fill_of: Callable[[Fitted], float]
+    second: Fillable[T]
+
+    def init(self) -> tuple[S, T]:
+        return self.first.init(), self.second.init()
+
+    def update(self, state: tuple[S, T], values: Values, counts: np.ndarray | None) -> tuple[S, T]:
+        return self.first.update(state[0], values, counts), self.second.update(state[1], values, counts)
+
+    def merge(self, left: tuple[S, T], right: tuple[S, T]) -> tuple[S, T]:
+        return self.first.merge(left[0], right[0]), self.second.merge(left[1], right[1])
+
+    def finish(self, state: tuple[S, T]) -> tuple[Fitted, Fitted]:
+        """What the first says, and the second of what was filled."""
+        fitted = self.first.finish(state[0])
+        return fitted, self.second.finish(self.second.filled(state[1], float(self.fill_of(fitted))))
 
 
 class Tally:
@@ -316,10 +367,15 @@ class Categories:
 
         known = values.known()
         weights = np.ones(len(values), np.int64) if counts is None else counts
-        state.nulls += int(weights[~known].sum())
         if isinstance(values, Texts):
-            state.add(values.texts if known.all() else values.texts.filter(pa.array(known)), weights[known])
-        elif values.kind == "string":
+            first = int(np.count_nonzero(known))  # nulls come last, if the texts are grouped
+            texts = values.texts[:first] if known[:first].all() else values.texts.filter(pa.array(known))
+            counted = weights[known]
+            state.nulls += int(weights.sum() - counted.sum())
+            state.add(texts, counted)
+            return state
+        state.nulls += int(weights[~known].sum())
+        if values.kind == "string":
             state.add(pa.array(values.data[known], pa.string()), weights[known])
         else:
             data, places = np.unique(values.data[known], return_inverse=True)

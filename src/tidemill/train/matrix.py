@@ -14,6 +14,7 @@ from tidemill.core.folds import Folds
 from tidemill.core.graph import BulkGraph
 from tidemill.core.parallel import ordered_map
 from tidemill.core.schema import Schema
+from tidemill.core.source import row_bytes
 from tidemill.models.base import Batch
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 OUTPUT = "features"
 
 # A batch under way, and what is read of a file at once.
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 32 << 20
 BUFFER_BYTES = 64 << 10
 LEAST_ROWS = 1_024
 
@@ -37,7 +38,7 @@ class FeatureMatrix:
     do not fit, each pass reads and computes them again, and no more than a few batches are in memory.
 
     Args:
-        batch_rows: Rows of a batch at most; fewer where they would take more than some 8 MiB.
+        batch_rows: Rows of a batch at most; fewer where they would take more than some 32 MiB.
         like: Another split of the same artifacts, whose graph this one shares where it is the same.
 
     Raises:
@@ -126,9 +127,9 @@ class FeatureMatrix:
         import pyarrow.parquet as pq
 
         facts = pq.read_metadata(self.files[0])
-        groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
-        size = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-        return size + 8 * len(self._schema) + 4 * self.num_features
+        names = set(self._schema.names)
+        size = max((row_bytes(facts.row_group(number), names) for number in range(facts.num_row_groups)), default=0)
+        return size + 8 * self.num_features
 
     def _batch(self, rows: pa.RecordBatch) -> Batch:
         x_NF = self._graph.run(rows, [OUTPUT])[OUTPUT]

@@ -63,9 +63,31 @@ def test_every_type_has_a_default() -> None:
 
 def test_one_pass_for_defaults_one_more_for_each_later_step_that_needs_the_rows() -> None:
     assert passes({}) == 1
-    assert passes({"i": ["impute", "standardize"], "f": ["standardize"]}) == 2
+    assert passes({"i": [{"op": "clip", "high_quantile": 0.9}, "standardize"], "f": ["standardize"]}) == 2
     assert passes({"i": [{"op": "clip", "min": 0}, "log", "standardize"]}) == 1
-    assert passes({"i": ["impute", {"op": "clip", "high_quantile": 0.9}, "standardize"]}) == 3
+
+
+def test_a_step_after_one_that_fills_nulls_needs_no_pass_of_its_own() -> None:
+    assert passes({"i": ["impute", "standardize"], "f": ["standardize"]}) == 1
+    assert passes({"i": ["impute", {"op": "clip", "high_quantile": 0.9}, "standardize"]}) == 2
+    assert passes({"few": ["impute", "one_hot"]}) == 2
+
+
+@pytest.mark.parametrize(
+    "later",
+    ["standardize", "min_max", "robust", {"op": "clip", "low_quantile": 0.1, "high_quantile": 0.8}, {"op": "bin", "bins": 3}],
+    ids=str,
+)
+@pytest.mark.parametrize("strategy", ["mean", "median", "most_frequent"])
+def test_and_is_fitted_on_what_was_filled(strategy: str, later: Any) -> None:
+    table = pa.table({"x": pa.array([None if i % 3 else float(i % 7) for i in range(ROWS)])})
+    table = table.append_column("y", table["x"])
+    fill = {"op": "impute", "strategy": strategy}
+    description, _ = fit_table(table, {"x": [fill, later], "y": [fill]}, batch_rows=9)
+    number = description["columns"]["y"][0]["fitted"]["fill"]
+    filled, _ = fit_table(pa.table({"x": table["x"].fill_null(number)}), {"x": [later]}, batch_rows=9)
+    expected = filled["columns"]["x"][0]["fitted"]
+    assert description["columns"]["x"][1]["fitted"] == {name: pytest.approx(value, rel=1e-12) for name, value in expected.items()}
 
 
 def test_a_later_step_is_fitted_on_what_the_earlier_ones_make() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tidemill.features import statistics
 from tidemill.features.operator import Fit, Texts, Values, numbers, strings
-from tidemill.features.statistics import Categories, Distribution, Histogram, Tally
+from tidemill.features.statistics import Categories, Distribution, Histogram, MeanAndStd, Tally
 
 SHARES = [0.0, 0.1, 0.25, 0.5, 0.9, 1.0]
 
@@ -61,6 +61,35 @@ def test_beyond_the_bound_bins_are_close_and_independent_of_the_order(monkeypatc
     assert states[0].most_frequent() == 0.0
     assert set(states[0].values) <= set(x)
     assert states[0].counts.sum() == len(x)
+
+
+def test_filled_afterwards_is_as_if_filled_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "MAX_BINS", 2**8)
+    x = np.random.default_rng(0).lognormal(size=5_000)
+    x[::4] = np.nan
+    for fill in (0.0, 1.5, -3.0):
+        pieces = np.array_split(x, 7)
+        whole = [np.where(np.isnan(piece), fill, piece) for piece in pieces]
+        fit = Distribution(kept)
+        after, before = fit.filled(folded(fit, pieces), fill), folded(fit, whole)
+        for name in ("keys", "values", "counts", "shift", "nulls"):
+            np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+        moments = MeanAndStd(vars)
+        assert moments.filled(folded(moments, pieces), fill).to_json() == pytest.approx(folded(moments, whole).to_json(), rel=1e-12)
+
+
+def test_what_moments_leave_out_they_leave_out_where_it_fills() -> None:
+    fit = MeanAndStd(vars)
+    seen = fit.filled(fit.update(fit.init(), numbers([1.0, np.nan, np.inf, -1e200]), None), 1e200)
+    assert (seen.count, seen.nulls, seen.infinite, seen.mean) == (1, 0, 3, 1.0)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False).map(lambda x: x + 0.0), min_size=1), st.integers(2, 5))
+def test_no_more_bits_are_dropped_than_the_bound_asks_for(values: list[float], bins: int) -> None:
+    keys = statistics._ordered(np.sort(np.array(values)))
+    shift = statistics._least_shift(keys, bins)
+    assert len(np.unique(keys >> shift)) <= bins
+    assert shift == 0 or len(np.unique(keys >> (shift - 1))) > bins
 
 
 def test_counts_weigh_values() -> None:

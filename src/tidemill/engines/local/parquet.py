@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 
 from tidemill.core.engine import Source
 from tidemill.core.errors import DataError
-from tidemill.core.source import source_files
+from tidemill.core.source import row_bytes, source_files
 from tidemill.engines.local.rows import QueryRows
 
 # What is decoded at once, by each thread.
 PIECE_ROWS = 131_072
-PIECE_BYTES = 16 << 20
+PIECE_BYTES = 32 << 20
 BUFFER_BYTES = 64 << 10
 
 
@@ -65,8 +65,6 @@ def read(group: RowGroup, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     Raises:
         DataError: If the file is not whole.
     """
-    facts = group.metadata.row_group(group.number)
-    width = facts.total_byte_size // max(1, facts.num_rows) + 8 * len(columns)
     schema = group.metadata.schema.to_arrow_schema()
     texts = [name for name in columns if pa.types.is_string(schema.field(name).type)]
     try:
@@ -74,7 +72,7 @@ def read(group: RowGroup, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(
             group.file, metadata=group.metadata, read_dictionary=texts, buffer_size=BUFFER_BYTES, pre_buffer=False
         ) as file:  # fmt: skip
-            rows = max(1_024, min(PIECE_ROWS, PIECE_BYTES // width))
+            rows = max(1_024, min(PIECE_ROWS, PIECE_BYTES // row_bytes(group.metadata.row_group(group.number), columns)))
             yield from file.iter_batches(rows, row_groups=[group.number], columns=list(columns), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"source {group.file} must be a whole Parquet file: {error}") from error
