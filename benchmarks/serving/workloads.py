@@ -177,12 +177,16 @@ def make_text(folder: Path) -> None:
     package(folder, str(source), "sample.parquet", "--name", "text")
     tokenizer, model = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source).eval()
     longest = json.loads((folder / "package" / "tidemill.json").read_text(encoding="utf-8"))["signature"]["preprocess_config"]["max_length"]
-    embeddings = []
+    torch.set_num_threads(1)
+    embeddings = np.empty((len(texts), model.config.hidden_size), np.float32)
+    order = np.argsort([len(text) for text in texts], kind="stable")
     with torch.no_grad():
-        for text in texts:
-            states = model(**tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")).last_hidden_state[0]
-            embeddings.append(torch.nn.functional.normalize(states.mean(0), dim=0).numpy())
-    save(folder, [{"text": text} for text in texts], np.stack(embeddings))
+        for rows in np.array_split(order, len(texts) // 8):
+            tokens = tokenizer([texts[row] for row in rows], truncation=True, max_length=longest, padding=True, return_tensors="pt")
+            mask = tokens["attention_mask"][..., None]
+            states = model(**tokens).last_hidden_state
+            embeddings[rows] = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1).numpy()
+    save(folder, [{"text": text} for text in texts], embeddings)
 
 
 def sentences() -> list[str]:
