@@ -152,10 +152,26 @@ def restore(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
+    out, layout = Path(options.output), options.layout
+    if layout is None:
+        return _copy(options, out)
+    from tidemill.packaging.layouts import export
+
+    package = given.resolve(options, options.model)
+    notes = export(package, out, layout=layout, storage_uri=options.storage_uri, max_batch=options.max_batch)
+    if package.version is not None:
+        given.ledger(options).record("exported", package.name, version=int(package.version), why=f"to {out}, as {layout}")
+    return given.say(
+        options, {"path": str(out), "layout": layout, "notes": notes}, lambda: print("\n".join([str(out), *(f"- {n}" for n in notes)]))
+    )
+
+
+def _copy(options: argparse.Namespace, out: Path) -> int:
     import shutil
 
+    if options.storage_uri is not None or options.max_batch:
+        raise ConfigError("--layout: must be given with --storage-uri and --max-batch, got none")
     version = given.ledger(options).resolve(options.model)
-    out = Path(options.output)
     if out.exists():
         raise ConfigError(f"{out}: must not exist yet")
     version.open()

@@ -196,10 +196,19 @@ def build_parser() -> argparse.ArgumentParser:
     rollback.add_argument("--alias", default="champion")
     rollback.add_argument("--why", default="", help="reason, for the ledger")
     export = add(
-        inner, "export", models.export, "Copy a package out of the ledger.", "tidemill models export flights@champion ./flights-package"
+        inner,
+        "export",
+        models.export,
+        "Copy a package out of the ledger, or write it as another server reads it.",
+        "tidemill models export flights@champion ./flights-package",
     )
-    export.add_argument("model")
-    export.add_argument("output")
+    export.add_argument("model", help="NAME[@alias] or NAME/version; with a layout a package folder too")
+    export.add_argument("output", help="folder to make")
+    export.add_argument("--layout", choices=["triton", "kserve"], help="Triton's model repository, or that with a KServe InferenceService")
+    export.add_argument("--storage-uri", metavar="URI", help="where the repository will lie, for kserve: s3://bucket/folder")
+    export.add_argument(
+        "--max-batch", type=int, default=0, metavar="N", help="rows that Triton may put together (default: requests as they come)"
+    )
 
     backup = add(inner, "backup", models.backup, "The ledger and every package in one archive.", "tidemill models backup ledger.tar")
     backup.add_argument("output")
