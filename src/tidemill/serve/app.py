@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NoReturn
@@ -210,22 +211,21 @@ class App:
         work, request = call.work, call.request
         if work is None:
             return done()
-
-        def ended(job: Job) -> None:
-            if job.error is not None:
-                self._fail(call, job.error)
-            done()
-
         try:
             batches = self._batches[work.model]
             due, priority = wishes(request, work, default_ms=None if batches.is_quick(work.rows) else batches.deadline_ms)
             as_row = self._log is None and work.encode_row is not None
-            call.job = Job([], work.rows, ended, request.arrived, due, priority, request.wanted, as_row=as_row)
+            call.job = Job([], work.rows, partial(self._ended, call, done), request.arrived, due, priority, request.wanted, as_row=as_row)
             batches.ask(work, call.job, tenant=call.caller.name if call.caller is not None else "", on_loop=on_loop, alone=alone)
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(call, error)
             done()
         return None
+
+    def _ended(self, call: Call, done: Callable[[], None], job: Job) -> None:
+        if job.error is not None:
+            self._fail(call, job.error)
+        done()
 
     def finish(self, call: Call) -> Response:
         """The call's response, counted and logged; a call with work must have its answers."""
@@ -277,6 +277,11 @@ class App:
     def queues(self, call: Call) -> bool:
         """Whether the call's work waits for a runner, rather than being done where it was read."""
         return call.work is not None and not self._batches[call.work.model].is_quick(call.work.rows)
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether a call may wait for what is computed for another one, on whichever thread."""
+        return self._kept is not None
 
     @property
     def asks_elsewhere(self) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import get_ident
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -75,27 +74,21 @@ class RsgiApp:
 
     async def _inferred(self, call: Call, protocol: Any) -> None:
         """Wait until the call's rows are answered, alone or with others' rows."""
-        app, loop, here = self._app, asyncio.get_running_loop(), get_ident()
+        app, loop = self._app, asyncio.get_running_loop()
         answered = loop.create_future()
-
-        def done() -> None:
-            if get_ident() != here:
-                loop.call_soon_threadsafe(done)
-            elif not answered.done():
-                answered.set_result(None)
-
-        if not app.queues(call) and not app.asks_elsewhere:
-            app.begin(call, done, on_loop=True, alone=self._in_flight.value == 1)
+        if not app.keeps_answers and not app.queues(call):
+            app.begin(call, partial(_settle, answered), on_loop=True, alone=self._in_flight.value == 1)
             if not answered.done():
                 await answered
             return
+        done = partial(loop.call_soon_threadsafe, _settle, answered)
         leaving = asyncio.ensure_future(protocol.client_disconnect())
         call.request.wanted = lambda: not leaving.done()
         try:
             if app.asks_elsewhere:
                 await self._on_thread(partial(app.begin, call), done)
             else:
-                app.begin(call, done)
+                app.begin(call, done, on_loop=True)
             await answered
         finally:
             leaving.cancel()
@@ -151,3 +144,8 @@ class RsgiApp:
     def _too_large(self, size: str) -> Refused:
         reason = f"the body must be at most {self._max_bytes} bytes, got {size}"
         return Refused(413, "too_large", reason, hint="send the rows in parts", headers=(("connection", "close"),))
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

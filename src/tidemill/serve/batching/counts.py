@@ -12,7 +12,7 @@ class ModelCounts:
     def __init__(self, metrics: Metrics, model: Model) -> None:
         labels = model.name, model.version
         self._lock = metrics.lock
-        self._phases = [metrics.phase_seconds.sample(*labels, phase) for phase in PHASES]
+        self._observe = [metrics.phase_seconds.sample(*labels, phase).observe for phase in PHASES]
         self._rows = metrics.rows.sample(*labels)
         self._executions = metrics.executions.sample(*labels)
         self._batch_rows = metrics.batch_rows.sample(*labels)
@@ -30,5 +30,5 @@ class ModelCounts:
     def call(self, rows: int, *phases: float) -> None:
         """Count one answered call, by the seconds of each of `PHASES`; while holding the metrics' lock."""
         self._rows.value += rows
-        for sample, seconds in zip(self._phases, phases, strict=True):
-            sample.observe(seconds)
+        for observe, seconds in zip(self._observe, phases, strict=True):
+            observe(seconds)
