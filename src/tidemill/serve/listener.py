@@ -1,17 +1,26 @@
-"""What listens: Granian's server over one application, and, where its certificate changes, the next one beside it."""
+"""What listens: Granian's server over one application, and, where its certificate changes, the next one in its place.
+
+The socket is ours, so that connections that wait in it are kept while one server, or one process, takes over from another.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
-from tidemill.core.errors import ConfigError, TidemillError
+from tidemill.core.errors import ConfigError, Conflict, TidemillError
 from tidemill.core.events import Events
+from tidemill.serve.address import bound
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.rsgi import RsgiApp
 
 STARTUP_S = 30.0
+# Connections that wait to be taken.
+BACKLOG = 1024
 # How often a certificate's files are looked at, and how long both servers take connections when they changed.
 LOOK_S = 2.0
 BESIDE_S = 0.5
@@ -21,11 +30,13 @@ class Listener:
     """Takes connections for an application on an event loop.
 
     Args:
+        taken: A socket with an address of its own; closed when this stops.
         folder: What the certificate's paths are relative to.
     """
 
-    def __init__(self, target: RsgiApp, config: ServeConfig, *, folder: Path, events: Events) -> None:
+    def __init__(self, target: RsgiApp, config: ServeConfig, *, taken: socket.socket, folder: Path, events: Events) -> None:
         self._target = target
+        self._taken = taken
         self._config = config
         self._folder = folder
         self._events = events
@@ -37,11 +48,13 @@ class Listener:
         """Listen.
 
         Raises:
-            TidemillError: If nothing is taken within half a minute.
+            TidemillError: If it does not begin within half a minute.
             ConfigError: If the certificate cannot be used.
         """
+        self._taken.listen(BACKLOG)
+        self._taken.setblocking(False)
         self._server, self._serving = self._begin()
-        await self._listening(self._serving)
+        await self._begun(self._server, self._serving)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Listen on, following the certificate, until `stopping`.
@@ -66,6 +79,7 @@ class Listener:
         if self._serving is None:
             return True
         self._server.stop()
+        self._taken.close()
         _, late = await asyncio.wait({self._serving}, timeout=drain_s)
         if late:
             self._serving.cancel()
@@ -94,7 +108,6 @@ class Listener:
     def _begin(self) -> tuple[Any, asyncio.Task[None]]:
         from granian.constants import HTTPModes, Interfaces, SSLProtocols
         from granian.http import HTTP1Settings
-        from granian.server.embed import Server
 
         config = self._config
         secure: dict[str, Any] = {}
@@ -103,7 +116,7 @@ class Listener:
             cert, key = config.tls.checked(self._folder)
             oldest = SSLProtocols.tls13 if config.tls.min_version == "1.3" else SSLProtocols.tls12
             secure = {"ssl_cert": cert, "ssl_key": key, "ssl_protocol_min": oldest}
-        server = Server(
+        server = _server_on(self._taken)(
             self._target,
             address=bound(config.host),
             port=config.port,
@@ -111,37 +124,72 @@ class Listener:
             http=HTTPModes.http1,
             http1_settings=HTTP1Settings(header_read_timeout=int(config.header_timeout_s * 1000)),
             websockets=False,
-            backlog=1024,
+            backlog=BACKLOG,
             log_enabled=False,
             **secure,
         )
         return server, asyncio.get_running_loop().create_task(server.serve())
 
-    async def _listening(self, serving: asyncio.Task[None]) -> None:
-        """Wait until a connection is taken."""
-        config = self._config
-        for _ in range(int(STARTUP_S / 0.01)):
-            if serving.done():
-                break
-            try:
-                _, writer = await asyncio.open_connection(reachable(config.host), config.port)
-            except OSError:
-                await asyncio.sleep(0.01)
-                continue
-            writer.close()
+    async def _begun(self, server: Any, serving: asyncio.Task[None]) -> None:
+        """Wait until the server takes what comes to the socket."""
+        started = asyncio.ensure_future(server.started.wait())
+        await asyncio.wait({serving, started}, timeout=STARTUP_S, return_when=asyncio.FIRST_COMPLETED)
+        if started.done() and not serving.done():
             return
+        started.cancel()
         cause = serving.exception() if serving.done() else None
         serving.cancel()
-        raise TidemillError(
-            f"the server must listen on {config.host}:{config.port}, it does not" + (f": {cause}" if cause else "")
-        ) from cause
+        where = f"{self._config.host}:{self._config.port}"
+        raise TidemillError(f"the server must listen on {where}, it does not" + (f": {cause}" if cause else "")) from cause
 
 
-def bound(host: str) -> str:
-    """The address to listen on."""
-    return "127.0.0.1" if host == "localhost" else host
+def listening_socket(host: str, port: int, *, together: bool = False) -> socket.socket:
+    """A socket that is bound and does not listen yet; port 0 takes a free one.
+
+    Args:
+        together: Whether other processes of this server bind the same address, between which the system spreads connections.
+
+    Raises:
+        Conflict: If another program listens there.
+        ConfigError: If `host` is no address of this machine, or the port needs more rights.
+    """
+    if together and port != 0:
+        listening_socket(host, port).close()  # that another server listens must be seen
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if together:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise _not_bound(error, host, port) from error
+    return made
 
 
-def reachable(host: str) -> str:
-    """Where this machine finds a server that listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}.get(host, host)  # noqa: S104 - compared, never bound
+def _not_bound(error: OSError, host: str, port: int) -> TidemillError:
+    if isinstance(error, PermissionError):
+        return ConfigError(f"serve.port: must be one that this user may open, got {port}", hint="take one from 1024 up")
+    if error.errno == errno.EADDRINUSE:
+        return Conflict(f"port {port} of {host} must be free, another program listens on it", hint="--port takes another")
+    return ConfigError(f"serve.host: must be an address of this machine, got {host!r}: {error.strerror}")
+
+
+def _server_on(taken: socket.socket) -> Any:
+    """Granian's server, over a socket that is there already; it says when it has `started`."""
+    from granian.net import SocketHolder
+    from granian.server.embed import Server
+
+    class ServerOn(Server):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            self.started = asyncio.Event()
+
+        def _init_shared_socket(self) -> None:
+            self._shd = SocketHolder(os.dup(taken.fileno()), False, BACKLOG)
+
+        async def _serve_loop(self, *spawning: Any) -> None:
+            self.started.set()
+            await super()._serve_loop(*spawning)
+
+    return ServerOn

@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import ipaddress
-import os
-import signal
-import socket
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from tidemill.core.errors import ConfigError, Conflict
+from tidemill.core.errors import ConfigError
 from tidemill.core.events import Events
+from tidemill.core.ledger import Ledger
 from tidemill.core.load import need
 from tidemill.core.package import Package
+from tidemill.serve.address import bound, is_loopback
 from tidemill.serve.app import App
 from tidemill.serve.config import ServeConfig
-from tidemill.serve.listener import Listener, bound, reachable
-from tidemill.serve.model import Model
-from tidemill.serve.rsgi import RsgiApp
+from tidemill.serve.deployment.local import Deployment
+from tidemill.serve.deployment.roster import Roster
+from tidemill.serve.deployment.slot import Slot, slot_of
+from tidemill.serve.listener import listening_socket
+from tidemill.serve.process import Running, answer, url
+from tidemill.serve.replicas.config import bounds
 
-if TYPE_CHECKING:
-    from tidemill.serve.grpc.server import GrpcServer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    """A server that takes requests at `url`, over gRPC at `grpc` where it does; `stop` ends it gracefully, from any thread."""
-
-    url: str
-    grpc: str | None
-    stop: Callable[[], None]
+__all__ = ["Running", "check_address", "load", "serve"]
 
 
 def serve(
-    targets: Sequence[Package],
+    targets: Sequence[Package | Slot],
     *,
     config: ServeConfig | None = None,
+    ledger: Ledger | None = None,
+    follow: bool = True,
     accept_latency: bool = False,
     allow_open: bool = False,
     events: Events | None = None,
@@ -50,7 +38,9 @@ def serve(
     """Answer for packages until SIGTERM, SIGINT or `Running.stop`; requests in flight are finished before it returns.
 
     Args:
-        targets: Opened packages, each checked by `Package.open`; the first is the default of `/predict`.
+        targets: Packages checked by `Package.open`, which stay, or slots of the ledger; the first is the default of `/predict`.
+        ledger: Whose aliases are followed by slots that follow one; what is deployed is entered there.
+        follow: Whether what is loaded later by name follows its alias.
         accept_latency: Serve although a promised latency is broken on this hardware; recorded as an event.
         allow_open: Listen on an address that is not loopback, where whoever reaches it may ask.
         on_ready: Called from another thread when requests are taken.
@@ -64,13 +54,15 @@ def serve(
     need("granian", "tidemill serve")
     config, events = config or ServeConfig(), events or Events()
     check_address(config.host, allow_open=allow_open, guarded=config.auth is not None, events=events)
-    config = replace(config, port=free_port(config.host, config.port))
-    app = load(targets, config=config, accept_latency=accept_latency, events=events)
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_run(app, events, on_ready))
-    finally:
-        app.close()
+    slots = [target if isinstance(target, Slot) else slot_of(target) for target in targets]
+    _check_once(slots)
+    if bounds(config.replicas).most > 1:
+        from tidemill.serve.replicas.supervisor import supervise
+
+        supervise(slots, config=config, ledger=ledger, follow=follow, accept_latency=accept_latency, events=events, on_ready=on_ready)
+    else:
+        opened = {slot: target for slot, target in zip(slots, targets, strict=True) if isinstance(target, Package)}
+        _serve_here(slots, opened, config, ledger, follow, accept_latency, events, on_ready)
 
 
 def load(targets: Sequence[Package], *, config: ServeConfig, accept_latency: bool = False, events: Events | None = None) -> App:
@@ -79,14 +71,10 @@ def load(targets: Sequence[Package], *, config: ServeConfig, accept_latency: boo
     Raises:
         ContractViolation: If a package breaks its contract on this hardware.
     """
-    events = events or Events()
-    models = []
-    for package in targets:
-        model = Model(package, threads=config.threads)
-        model.keep_contract(accept_latency=accept_latency, events=events)
-        events.emit("serve.loaded", f"{model.name} {model.version}: {model.row_ms:.3g} ms a row", model=model.name, version=model.version)
-        models.append(model)
-    return App(models, config=config, events=events)
+    slots = [slot_of(package) for package in targets]
+    _check_once(slots)
+    opened = dict(zip(slots, targets, strict=True))
+    return Deployment(config, accept_latency=accept_latency, events=events or Events()).start(slots, opened=opened)
 
 
 def check_address(host: str, *, allow_open: bool, events: Events, guarded: bool = False) -> None:
@@ -95,7 +83,7 @@ def check_address(host: str, *, allow_open: bool, events: Events, guarded: bool 
     Raises:
         ConfigError: If `host` is not loopback, nothing guards it and `allow_open` is false.
     """
-    if _is_loopback(host) or guarded:
+    if is_loopback(host) or guarded:
         return
     if not allow_open:
         raise ConfigError(
@@ -105,104 +93,50 @@ def check_address(host: str, *, allow_open: bool, events: Events, guarded: bool 
     events.warn("serve.open", f"listening on {host}: whoever reaches it may ask", host=host)
 
 
-def free_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0.
+def _check_once(slots: Sequence[Slot]) -> None:
+    """Slots that follow may come to the same version in time; of those that stay it is a mistake.
 
     Raises:
-        Conflict: If another program listens on it.
-        ConfigError: If `host` is no address of this machine, or the port needs more rights.
+        ConfigError: If two that stay are one model.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # As the server will bind, but without sharing the port: that another server listens must be seen.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except socket.gaierror as error:
-            raise ConfigError(f"serve.host: must be an address of this machine, got {host!r}: {error.strerror}") from error
-        except PermissionError as error:
-            raise ConfigError(f"serve.port: must be one that this user may open, got {port}", hint="take one from 1024 up") from error
-        except OSError as error:
-            if error.errno == 98 or "in use" in str(error):
-                raise Conflict(f"port {port} of {host} must be free, another program listens on it", hint="--port takes another") from error
-            raise ConfigError(f"serve.host: must be an address of this machine, got {host!r}: {error.strerror}") from error
-        return int(probe.getsockname()[1])
+    staying = [slot.key for slot in slots if slot.follows is None]
+    for name, version, identity in staying:
+        if staying.count((name, version, identity)) > 1:
+            raise ConfigError(f"a model must be served once, got {name!r} version {version!r} twice")
 
 
-async def _run(app: App, events: Events, on_ready: Callable[[Running], None] | None) -> None:
-    config, loop = app.config, asyncio.get_running_loop()
-    target = RsgiApp(app, workers=config.workers or os.cpu_count() or 1)
-    listener = Listener(target, config, folder=Path(), events=events)
-    stopping = asyncio.Event()
-
-    def stop() -> None:
-        app.draining = True
-        stopping.set()
-
-    def stop_from_anywhere() -> None:
-        loop.call_soon_threadsafe(stop)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
-    grpc: GrpcServer | None = None
+def _serve_here(
+    slots: Sequence[Slot],
+    opened: Mapping[Slot, Package],
+    config: ServeConfig,
+    ledger: Ledger | None,
+    follow: bool,
+    accept_latency: bool,
+    events: Events,
+    on_ready: Callable[[Running], None] | None,
+) -> None:
+    """Answer in this process alone."""
+    taken = listening_socket(bound(config.host), config.port)
+    stopping = threading.Event()
     try:
-        await listener.start()
-        grpc = _grpc(app)
-        at = f"{reachable(config.host)}:{grpc.port}" if grpc is not None else None
-        running = Running(url=_url(config), grpc=at, stop=stop_from_anywhere)
-        gc.collect()
-        gc.freeze()
-        events.emit("serve.ready", running.url, url=running.url, grpc=running.grpc)
-        told = loop.run_in_executor(None, on_ready, running) if on_ready is not None else None
-        if told is not None:
-            told.add_done_callback(lambda told: stop() if told.exception() else None)
-        await listener.run(stopping)
-        events.emit("serve.stopping", "finishing requests in flight")
-        calls = loop.run_in_executor(None, lambda: grpc.stop(grace_s=config.drain_timeout_s)) if grpc is not None else None
-        if not await listener.stop(drain_s=config.drain_timeout_s):
-            events.warn("serve.cut", f"requests in flight were cut after {config.drain_timeout_s:g} s")
-        if calls is not None:
-            await calls
-        if told is not None:
-            await told
-        events.emit("serve.stopped", "stopped")
+        config = replace(config, port=taken.getsockname()[1])
+        deployment = Deployment(config, accept_latency=accept_latency, events=events)
+        app = deployment.start(slots, opened=opened)
+
+        def deploy(wanted: tuple[Slot, ...]) -> None:
+            deployment.prepare(wanted)
+            deployment.commit()
+
+        roster = Roster(slots, ledger=ledger, follow=follow, deploy=deploy, told=app.stand, events=events, where=url(config))
+        app.repository = roster
+
+        def ready(running: Running) -> None:
+            roster.begin()
+            threading.Thread(target=roster.run, args=(stopping,), name="roster", daemon=True).start()
+            if on_ready is not None:
+                on_ready(running)
+
+        answer(app, taken, events=events, on_ready=ready)
     finally:
-        if grpc is not None:
-            grpc.stop(grace_s=0)
-        target.close()
-
-
-def _grpc(app: App) -> GrpcServer | None:
-    """The server of gRPC calls, where the configuration has a port for it."""
-    config = app.config
-    if config.grpc_port is None:
-        return None
-    from tidemill.serve.grpc.server import GrpcServer, secure
-
-    credentials = secure(config.tls, folder=Path()) if config.tls is not None else None
-    return GrpcServer(
-        app, host=bound(config.host), port=config.grpc_port, workers=config.workers or os.cpu_count() or 1, credentials=credentials
-    )
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed, which takes half as many requests again; else asyncio's own."""
-    if find_spec("uvloop") is None:
-        return None
-    import uvloop
-
-    made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return made
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _url(config: ServeConfig) -> str:
-    host, scheme = reachable(config.host), "https" if config.tls is not None else "http"
-    return f"{scheme}://[{host}]:{config.port}" if ":" in host else f"{scheme}://{host}:{config.port}"
+        stopping.set()
+        taken.close()

@@ -130,6 +130,8 @@ class Roster:
         elif failed is None or failed[0].key != wanted.key:
             try:
                 self._change(_in_place(self._slots, [slot], [wanted]), [wanted], before=slot)
+            except Unavailable:  # nothing is known of the package: the next look tries again
+                raise
             except Exception as error:  # noqa: BLE001 - the process edge: whatever a package does, the one that answers goes on
                 self._failed[slot.ref] = (wanted, str(error))
                 told = f"{slot.name} {wanted.version} could not be deployed, {slot.version} goes on: {error}"
@@ -143,8 +145,8 @@ class Roster:
         known, self._slots = self._slots, slots
         for slot in new:
             self._failed.pop(slot.ref, None)
-            if slot in known:
-                continue
+        self._tell()
+        for slot in [slot for slot in new if slot not in known]:
             was = f" in the place of {before.version}" if before is not None else ""
             told = f"{slot.name} {slot.version} answers{was}, after {time.monotonic() - start:.1f} s"
             self._events.emit("serve.deployed", told, model=slot.name, version=slot.version)

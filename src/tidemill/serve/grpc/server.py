@@ -43,16 +43,19 @@ _CONTENTS = {
 class GrpcServer:
     """Answers on a port of its own, each call on a thread.
 
+    Args:
+        together: Whether other processes answer on the same port.
+
     Raises:
         Conflict: If the port is taken.
         MissingDependency: If the extra [grpc] is not installed.
     """
 
-    def __init__(self, app: App, *, host: str, port: int, workers: int, credentials: Any = None) -> None:
+    def __init__(self, app: App, *, host: str, port: int, workers: int, credentials: Any = None, together: bool = False) -> None:
         self._grpc = need("grpc", "serve.grpc_port")
         self._app = app
         limit = int(app.config.max_body_mb * 1e6)
-        options = [("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+        options = [("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", int(together))]
         self._server = self._grpc.server(ThreadPoolExecutor(workers, thread_name_prefix="grpc"), options=options)
         made = messages()
         handlers = {

@@ -94,6 +94,7 @@ class Channel:
         for answer in list(self._asked.values()):
             if not answer.done():
                 answer.set_exception(Unavailable("the other process is gone"))
+        self._handlers.shutdown(wait=False)
         self._ended()
 
     def _take(self, message: dict[str, Any]) -> None:
@@ -121,19 +122,23 @@ class Channel:
 
 def told(error: Exception) -> dict[str, Any]:
     """An error as a message."""
-    hint = error.hint if isinstance(error, TidemillError) else None
+    known = isinstance(error, TidemillError)
+    parts = {"breaches": getattr(error, "breaches", None), "name": getattr(error, "name", None), "known": getattr(error, "known", None)}
     message = error.message if isinstance(error, TidemillError) else f"{type(error).__name__}: {error}"
-    return {"kind": type(error).__name__, "message": message, "hint": hint, "breaches": getattr(error, "breaches", None)}
+    return {"kind": type(error).__name__ if known else "", "message": message, "hint": getattr(error, "hint", None), **parts}
 
 
 def raised(error: dict[str, Any]) -> TidemillError:
     """The error that a message tells of, of the same kind where that is one of ours."""
-    if error["kind"] == "ContractViolation":
-        return errors.ContractViolation(error["breaches"], hint=error["hint"])
-    if error["kind"] in ("NotFound", "MissingDependency"):  # both usage errors, whose messages are made of their parts
-        return errors.ConfigError(error["message"], hint=error["hint"])
+    kind, message, hint = error["kind"], error["message"], error["hint"]
+    if kind == "ContractViolation":
+        return errors.ContractViolation(error["breaches"], hint=hint)
+    if kind == "NotFound":
+        return errors.NotFound(message.partition(f" {error['name']!r} ")[0], error["name"], error["known"], hint=hint)
+    if kind == "MissingDependency":
+        return errors.ConfigError(message, hint=hint)
     kinds = {
-        kind.__name__: kind for kind in (errors.ConfigError, errors.DataError, errors.Conflict, errors.Unavailable, errors.Unsupported)
+        made.__name__: made for made in (errors.ConfigError, errors.DataError, errors.Conflict, errors.Unavailable, errors.Unsupported)
     }
-    made: TidemillError = kinds.get(error["kind"], TidemillError)(error["message"], hint=error["hint"])
+    made: TidemillError = kinds.get(kind, TidemillError)(message, hint=hint)
     return made

@@ -32,7 +32,7 @@ class ReplicasConfig:
 
     def check(self) -> None:
         if self.max is not None and self.max < self.min:
-            raise ConfigError(f"serve.replicas: max must be at least min, got {self.max} below {self.min}")
+            raise ConfigError(f"serve.replicas.max: must be at least min, got {self.max} below {self.min}")
 
 
 def bounds(replicas: int | Literal["auto"] | ReplicasConfig) -> ReplicasConfig:
