@@ -133,13 +133,24 @@ def serve(options: argparse.Namespace) -> int:
     from tidemill.core.project import build
     from tidemill.serve.server import serve
 
-    packages = [given.resolve(options, ref) for ref in options.models]
+    follow = not options.no_follow
+    targets = [given.served(options, ref, follow=follow) for ref in options.models]
     said = given.section(options, "serve")
     logging = {"log": True, "log_folder": options.log} if options.log else {}
-    overrides = {"host": options.host, "port": options.port, "grpc_port": options.grpc_port, "threads": options.threads, **logging}
+    overrides = {
+        "host": options.host, "port": options.port, "grpc_port": options.grpc_port, "threads": options.threads, "replicas": options.replicas, **logging,
+    }  # fmt: skip
     overrides = {key: value for key, value in overrides.items() if value is not None}
     config = build(type(said), {**asdict(said), **overrides}, path="serve", where="command line")
-    serve(packages, config=config, accept_latency=options.accept_latency, allow_open=options.allow_open, events=given.events(options))
+    serve(
+        targets,
+        config=config,
+        ledger=given.ledger(options),
+        follow=follow,
+        accept_latency=options.accept_latency,
+        allow_open=options.allow_open,
+        events=given.events(options),
+    )
     return EXIT_DONE
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tidemill.core.ledger import Ledger
     from tidemill.core.package import Package
     from tidemill.core.project import Project
+    from tidemill.serve.deployment.slot import Slot
 
 
 def project(options: argparse.Namespace) -> Project:
@@ -51,11 +52,23 @@ def ledger(options: argparse.Namespace) -> Ledger:
 
 def resolve(options: argparse.Namespace, ref: str) -> Package:
     """The package that a name of the ledger or a folder stands for."""
-    from tidemill.core.package import MANIFEST, Package
+    from tidemill.core.package import Package
 
-    if (Path(ref) / MANIFEST).is_file() or "/" in ref.removeprefix("models:/").partition("/")[2] or ref.startswith((".", "/")):
-        return Package.open(ref)
-    return ledger(options).resolve(ref).open()
+    return Package.open(ref) if _is_folder(ref) else ledger(options).resolve(ref).open()
+
+
+def served(options: argparse.Namespace, ref: str, *, follow: bool) -> Package | Slot:
+    """What a server answers for: a folder's package, or a name of the ledger, whose alias it follows unless told not to."""
+    from tidemill.core.package import Package
+    from tidemill.serve.deployment.slot import resolved
+
+    return Package.open(ref) if _is_folder(ref) else resolved(ref, ledger(options), follow=follow)
+
+
+def _is_folder(ref: str) -> bool:
+    from tidemill.core.package import MANIFEST
+
+    return (Path(ref) / MANIFEST).is_file() or "/" in ref.removeprefix("models:/").partition("/")[2] or ref.startswith((".", "/"))
 
 
 def events(options: argparse.Namespace) -> Events:

@@ -125,7 +125,11 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--threads", type=int, default=0, help="threads; 0 takes every core")
 
     serve = add(verbs, "serve", commands.serve, "Serve packages over HTTP.", "tidemill serve flights@champion --port 8000")
-    serve.add_argument("models", nargs="+", metavar="NAME[@alias]|FOLDER", help="packages to serve; the first answers /predict")
+    serve.add_argument(
+        "models", nargs="+", metavar="NAME[@alias]|FOLDER", help="packages to serve; the first answers /predict; NAME@3 is a version that stays"
+    )
+    serve.add_argument("--no-follow", action="store_true", help="stay with the versions of the start, wherever their aliases move")
+    serve.add_argument("--replicas", type=_replicas, metavar="N|auto", help="processes that answer on the port (default 1)")
     serve.add_argument("--host", help="address (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port (default 8000)")
     serve.add_argument("--grpc-port", type=int, help="port for gRPC (default: none)")
@@ -283,6 +287,10 @@ UNBUILT = {
     "plan": "tidemill run --sample 0.01 --profile shows time and memory",
     "ui": "each run leaves runs/<name>/<run>/report.html",
 }
+
+
+def _replicas(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
 
 
 def _expected(text: str) -> Any:
