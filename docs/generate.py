@@ -426,6 +426,7 @@ ADDRESSES = {
     "/v1/models": "KServe v1: names of the models",
     "/v1/models/{model}": "KServe v1: whether the model is ready",
     "/v1/models/{model}:predict": 'KServe v1: `{"instances": [...]}` of records',
+    "/v2/repository/index": "Open Inference Protocol: what is deployed, and what could not be",
     "/v2/models/{model}": "Open Inference Protocol: the model's versions, inputs and outputs",
     "/v2/models/{model}/ready": "Open Inference Protocol: whether the model is ready",
     "/v2/models/{model}/infer": "Open Inference Protocol: one named tensor for each raw column; JSON or the binary tensor extension",
@@ -444,6 +445,10 @@ CAUSES = {
     "forbidden": "the credential does not reach so far, or the page's origin may not ask",
     "limit": "too many requests of this key or address; `Retry-After` says when to come again",
     "unavailable": "the server stops, or cannot answer now",
+    "overload": "more is waiting than can be answered in time; `Retry-After` says when to come again",
+    "deadline": "the time that the request had is over",
+    "gone": "the caller left before its request was run",
+    "not_loaded": "a model could not be loaded or unloaded by name",
     "internal": "the server failed; its log says why",
 }
 
@@ -460,7 +465,7 @@ def http() -> str:
         model = Model(tiny_package(Path(folder) / "tiny", version="1"))
         app = App([model])
         summaries = {path: one.get("get", one.get("post"))["summary"] for path, one in docs.openapi([model])["paths"].items()}
-        routes = [route for known in app._routes.values() for route in known.values()]
+        routes = [route for known in app._table.routes.values() for route in known.values()]
     summaries = {re.sub(r"/models/tiny(/versions/1)?", "/models/{model}", path): text for path, text in summaries.items()} | ADDRESSES
     labels = dict.fromkeys((route.label, route.method) for route in routes)
     if set(get_args(Cause)) != set(CAUSES):
@@ -554,7 +559,8 @@ def class_part(name: str, kind: type) -> Iterator[str]:
 def signature(name: str, function: Callable[..., Any], *, drop_self: bool = False) -> str:
     """The signature as the source has it, on one line or one argument a line."""
     node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    assert isinstance(node, ast.FunctionDef)
+    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    name = f"await {name}" if isinstance(node, ast.AsyncFunctionDef) else name
     if drop_self:
         node.args.args.pop(0)
     gives = f" -> {ast.unparse(node.returns)}" if node.returns is not None and node.name != "__init__" else ""
