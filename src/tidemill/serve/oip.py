@@ -17,6 +17,7 @@ import numpy as np
 from tidemill.core.package import Answers
 from tidemill.core.schema import VALID_SUFFIX, Column
 from tidemill.serve import tensors
+from tidemill.serve.batching.job import LEVELS
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.http import JSON, Refused, Request, Response, encode, json_response, malformed
 from tidemill.serve.model import Model
@@ -135,7 +136,8 @@ def read_infer(request: Request, model: Model, config: ServeConfig) -> Work:
         raise Refused(400, "malformed", f"the body must end with its last tensor, {len(raw)} bytes are left")
     inputs = model.signature.from_tensors(arrays)
     rows = check_rows(len(next(iter(inputs.values()))), config)
-    return Work(model, inputs, rows, lambda answers: _response(model, given, outputs, answers))
+    timeout_s, priority = _wishes(given.parameters or {})
+    return Work(model, inputs, rows, lambda answers: _response(model, given, outputs, answers), timeout_s=timeout_s, priority=priority)
 
 
 def _body(request: Request) -> tuple[InferRequest, memoryview]:
@@ -168,6 +170,18 @@ def _wanted_outputs(given: InferRequest, model: Model) -> dict[str, bool]:
             raise Refused(422, "field", f"output {output.name!r} is not known (known: {', '.join(known)})", field=output.name)
         wanted[output.name] = bool((output.parameters or {}).get("binary_data", all_raw))
     return wanted
+
+
+def _wishes(parameters: dict[str, Any]) -> tuple[float | None, int | None]:
+    """`timeout` in microseconds as seconds, and `priority`, both as Triton has them: 0 is none, a lower level goes first."""
+    given = []
+    for name in ("timeout", "priority"):
+        value = parameters.get(name)
+        if value is not None and (not whole_number(value) or value < 0):
+            raise Refused(422, "field", f"parameter {name!r} must be a whole number from 0 on, got {str(value)[:40]!r}", field=name)
+        given.append(value or None)
+    timeout, priority = given
+    return None if timeout is None else timeout / 1e6, None if priority is None else min(priority, LEVELS[-1])
 
 
 def _take(tensor: InferInput, raw: memoryview, model: Model, arrays: dict[str, np.ndarray]) -> memoryview:

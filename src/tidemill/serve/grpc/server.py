@@ -17,20 +17,27 @@ import numpy as np
 from tidemill.core.errors import ConfigError, Conflict
 from tidemill.core.load import need
 from tidemill.serve.app import App
+from tidemill.serve.batching.wishes import PRIORITY, TIMEOUT
 from tidemill.serve.grpc.messages import METHODS, PACKAGE, SERVICE, messages
 from tidemill.serve.http import Request, Response
 from tidemill.serve.oip import JSON_LENGTH
 from tidemill.serve.tensors import NUMPY, to_bytes
 from tidemill.serve.tls import TlsConfig
 
+# A call without a deadline has this much time by gRPC's own account, or more.
+FOR_EVER_S = 1e9
+
 # HTTP status to the name of gRPC's code.
 CODES = {
     400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 408: "DEADLINE_EXCEEDED",
-    413: "INVALID_ARGUMENT", 415: "INVALID_ARGUMENT", 422: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE",
+    413: "INVALID_ARGUMENT", 415: "INVALID_ARGUMENT", 422: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 499: "CANCELLED", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED",
 }  # fmt: skip
 
 # Metadata that means the same as the HTTP header.
-_HEADERS = ("authorization", "x-api-key", "x-request-id", "traceparent", "x-forwarded-for")
+_HEADERS = ("authorization", "x-api-key", "x-request-id", "traceparent", "x-forwarded-for", TIMEOUT, PRIORITY)
+
+# Calls that may wait at once, each on a thread that is made when it is needed: what waits together goes through together.
+CALLS = 256
 
 # Where a message keeps the values of each datatype that are not raw; those of 16 bits only come raw.
 _CONTENTS = {
@@ -56,7 +63,7 @@ class GrpcServer:
         self._app = app
         limit = int(app.config.max_body_mb * 1e6)
         options = [("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", int(together))]
-        self._server = self._grpc.server(ThreadPoolExecutor(workers, thread_name_prefix="grpc"), options=options)
+        self._server = self._grpc.server(ThreadPoolExecutor(max(workers, CALLS), thread_name_prefix="grpc"), options=options)
         made = messages()
         handlers = {
             method: self._grpc.unary_unary_rpc_method_handler(
@@ -120,6 +127,7 @@ class GrpcServer:
             for tensor, content in zip(given.inputs, raw, strict=True)
         ]
         request: dict[str, Any] = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+        request["parameters"] |= {name: value for name in ("timeout", "priority") if (value := _number(given.parameters, name))}
         if given.id:
             request["id"] = given.id
         if given.outputs:
@@ -166,7 +174,10 @@ class GrpcServer:
         headers = {key: value for key, value in context.invocation_metadata() if key in _HEADERS}
         if json_length is not None:
             headers[JSON_LENGTH] = str(json_length)
-        response = self._app.handle(Request(method, path, "", headers, body, perf_counter(), _client(context.peer())))
+        left_s = context.time_remaining()
+        if left_s is not None and left_s < FOR_EVER_S:
+            headers.setdefault(TIMEOUT, f"{max(0.0, left_s) * 1e3:.3f}")
+        response = self._app.handle(Request(method, path, "", headers, body, perf_counter(), _client(context.peer()), context.is_active))
         said = [(name, value) for name, value in response.headers if name in ("x-request-id", "traceparent", "retry-after")]
         context.set_trailing_metadata(said)
         if response.status != 200 and response.status not in also:
@@ -201,6 +212,14 @@ def secure(tls: TlsConfig, *, folder: Path) -> Any:
         return fresh
 
     return grpc.dynamic_ssl_server_credentials(read(), fetch)
+
+
+def _number(parameters: Any, name: str) -> int:
+    """A parameter that is a whole number; 0 where it is not given."""
+    if name not in parameters:
+        return 0
+    given = parameters[name]
+    return int(given.int64_param or given.uint64_param or 0)
 
 
 def _address(name: str, version: str) -> str:
