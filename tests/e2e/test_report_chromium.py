@@ -15,6 +15,7 @@ import pytest
 from tidemill import pipeline
 from tidemill.core.project import from_tree
 from tidemill.monitor.drift import report
+from tidemill.ui.bench import render_bench
 from tidemill.ui.drift import render_drift
 from tidemill.ui.report import collect, write_report
 
@@ -112,6 +113,16 @@ def test_the_drift_page_is_as_quiet(browse: Dump, tmp_path: Path) -> None:
     assert re.findall(r'<section id="(\w+)">', dom) == ["prediction", "quality", "moved", "columns"]
     assert "<script" not in dom
     assert "CONSOLE" not in log, log
+
+
+def test_measured_speed_is_shown_as_quietly(browse: Dump, tmp_path: Path) -> None:
+    found = _module(UNIT / "test_bench_page.py")
+    page = tmp_path / "bench.html"
+    for made, sections in ((found.SWEPT, ["connections", "rows", "conditions"]), (found.PACKAGE, ["sweep", "conditions"])):
+        page.write_text(render_bench(made), encoding="utf-8")
+        dom, log = browse(page)
+        assert re.findall(r'<section id="(\w+)">', dom) == sections
+        assert "CONSOLE" not in log, log
 
 
 def test_a_script_is_refused_even_if_one_got_in(sample: Any, browse: Dump, tmp_path: Path) -> None:
