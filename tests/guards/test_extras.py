@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {
+    "PIL": "pillow",
     "adbc_driver_manager": "adbc-driver-manager",
     "adbc_driver_postgresql": "adbc-driver-postgresql",
     "adbc_driver_sqlite": "adbc-driver-sqlite",

@@ -44,7 +44,8 @@ PLACES: dict[str, tuple[str, ...]] = {
     "jwt": ("serve.access",),
     "pyspark": ("engines.spark",),
     "ray": ("engines.ray",),
-    "openvino": ("core", "serve"),
+    "openvino": ("core.runtimes.openvino",),
+    "PIL": ("packaging",),
     "pandas": ("packaging",),
     "polars": (),
 }

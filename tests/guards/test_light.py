@@ -12,7 +12,7 @@ import pytest
 SRC = Path(__file__).parents[2] / "src"
 
 HEAVY = (
-    "duckdb", "joblib", "mlflow", "narwhals", "onnx", "onnxmltools", "optuna", "pandas", "polars", "pyarrow", "scipy", "skl2onnx", "sklearn",
+    "PIL", "duckdb", "joblib", "mlflow", "narwhals", "onnx", "onnxmltools", "openvino", "optuna", "pandas", "polars", "pyarrow", "scipy", "skl2onnx", "sklearn",
     "skops", "tokenizers", "torch", "transformers", "xgboost",
 )  # fmt: skip
 # The front door takes nothing at all; these come with the first prediction.

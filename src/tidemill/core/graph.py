@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from tidemill.core.errors import DataError, nearest
+from tidemill.core.runtime import DEFAULT, Precision, Runtime, open_runtime
 from tidemill.core.schema import NULL_BOOLEAN, NULL_STRING, NULL_TIMESTAMP, VALID_SUFFIX, Column, Schema
 
 if TYPE_CHECKING:
@@ -178,24 +179,41 @@ class RowSignature:
 
 
 class Graph:
-    """A package's graph in ONNX Runtime on CPU. `run` is safe from several threads."""
+    """A package's graph in a runtime, ONNX Runtime on CPU by default. `run` is safe from several threads.
 
-    def __init__(self, model: Path | bytes, schema: Schema, *, threads: int = 1) -> None:
+    Args:
+        parallel: Runs that may go on at once without waiting for each other.
+        before: A graph that ONNX Runtime runs first, whose outputs `model` takes.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        schema: Schema,
+        *,
+        threads: int = 1,
+        runtime: str = DEFAULT,
+        precision: Precision = "fp32",
+        parallel: int = 1,
+        before: Path | None = None,
+    ) -> None:
         self.signature = RowSignature(schema)
-        self._session = session(model, threads=threads)
-        self.inputs = [value.name for value in self._session.get_inputs()]
-        self.outputs = [value.name for value in self._session.get_outputs()]
-        self._needed = frozenset(self.inputs)
-        # `InferenceSession.run` looks for every input in a list, a fifth of the time of a row of 39 columns. What it
-        # calls after that is private to ONNX Runtime, though as old: without it, the longer way is taken.
-        self._run = getattr(getattr(self._session, "_sess", None), "run", None)
+        self._before = None if before is None else open_runtime(DEFAULT, before, threads=threads, parallel=parallel)
+        self.runtime: Runtime = open_runtime(runtime, model, threads=threads, parallel=parallel, precision=precision)
+        self.inputs = self.runtime.inputs if self._before is None else self._before.inputs
+        self.outputs = self.runtime.outputs
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Arrays:
         """The named outputs (all of them by default) for inputs as `RowSignature` makes them."""
-        wanted = list(outputs or self.outputs)
-        if self._run is not None and self._needed <= inputs.keys():
-            return dict(zip(wanted, self._run(wanted, inputs, None), strict=True))
-        return dict(zip(wanted, self._session.run(wanted, inputs), strict=True))
+        if self._before is not None:
+            inputs = self._before.run(inputs)
+        return self.runtime.run(inputs, outputs)
+
+    def close(self) -> None:
+        """Give the memory back; nothing may run then or later."""
+        self.runtime.close()
+        if self._before is not None:
+            self._before.close()
 
 
 class BulkGraph:
@@ -284,8 +302,8 @@ class BulkGraph:
         return {tensor: np.concatenate([piece[tensor] for piece in pieces]) for tensor in self._strings[name]}
 
 
-def session(model: Path | bytes, *, threads: int = 1) -> ort.InferenceSession:
-    """An ONNX Runtime CPU session that does not spin while it waits.
+def session(model: Path | bytes, *, threads: int = 1, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> ort.InferenceSession:
+    """An ONNX Runtime session that does not spin while it waits; on the processor, unless other providers are named.
 
     Raises:
         DataError: If ONNX Runtime cannot load the graph.
@@ -296,7 +314,7 @@ def session(model: Path | bytes, *, threads: int = 1) -> ort.InferenceSession:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(os.fspath(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(os.fspath(model) if isinstance(model, Path) else model, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime raises a family without a public root
         raise DataError(f"the graph must load in ONNX Runtime {ort.__version__}: {error}") from error
 

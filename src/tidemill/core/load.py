@@ -64,6 +64,13 @@ TABLE: dict[str, dict[str, str]] = {
         "importance": "tidemill.features.select.importance:Importance",
         "drop_column": "tidemill.features.select.drop_column:DropColumn",
     },
+    # What runs a package's graph.
+    "runtime": {
+        "onnxruntime": "tidemill.core.runtimes.onnx_runtime:OnnxRuntime",
+        "openvino": "tidemill.core.runtimes.openvino:OpenVino",
+        "cuda": "tidemill.core.runtimes.onnx_runtime:Cuda",
+        "tensorrt": "tidemill.core.runtimes.onnx_runtime:TensorRT",
+    },
     # A package's declared preprocessing: from row inputs to the graph's.
     "preprocess": {"text": "tidemill.packaging.text:Tokenize"},
     # From a table in memory to what a stage writes, for conformance suites.
@@ -82,7 +89,7 @@ EXTRAS = {
     "adbc_driver_manager": "database", "adbc_driver_postgresql": "database", "adbc_driver_sqlite": "database",
     "duckdb": "train", "narwhals": "train", "onnx": "train", "optuna": "train",
     "pyarrow": "train", "sklearn": "train", "skl2onnx": "train", "skops": "train", "xgboost": "train",
-    "granian": "serve", "msgspec": "serve", "jwt": "auth", "cryptography": "auth", "redis": "redis", "grpc": "grpc", "google": "grpc",
+    "openvino": "openvino", "PIL": "image", "granian": "serve", "msgspec": "serve", "jwt": "auth", "cryptography": "auth", "redis": "redis", "grpc": "grpc", "google": "grpc",
     "tokenizers": "torch", "torch": "torch", "transformers": "torch", "mlflow": "mlflow", "psycopg": "postgres",
 }  # fmt: skip
 

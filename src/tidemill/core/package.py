@@ -25,6 +25,7 @@ from tidemill.core.errors import DataError, Unsupported
 from tidemill.core.events import now
 from tidemill.core.graph import Arrays, BulkGraph, Graph, RowSignature
 from tidemill.core.load import load
+from tidemill.core.runtime import DEFAULT, Precision, Runtime
 from tidemill.core.schema import Schema
 
 if TYPE_CHECKING:
@@ -168,20 +169,34 @@ class Answers:
         if len(parts) == 1:
             return parts[0]
         arrays: dict[str, Any] = {
-            name: None if value is None else np.concatenate([getattr(part, name) for part in parts]) for name, value in vars(parts[0]).items()
+            name: None if value is None else np.concatenate([getattr(part, name) for part in parts])
+            for name, value in vars(parts[0]).items()
         }
         return cls(**arrays)
 
 
 class Predictor:
-    """A package ready to answer. Safe from several threads."""
+    """A package ready to answer. Safe from several threads.
 
-    def __init__(self, package: Package, *, threads: int = 1) -> None:
+    Args:
+        threads: Threads of one run.
+        runtime: What runs the graph, by name. One that takes no raw columns runs `model.onnx`, after `features.onnx` in ONNX Runtime.
+        parallel: Runs that may go on at once without waiting for each other.
+
+    Raises:
+        Unsupported: If the runtime cannot run the package's graph, or not in that precision on this hardware.
+    """
+
+    def __init__(
+        self, package: Package, *, threads: int = 1, runtime: str = DEFAULT, precision: Precision = "fp32", parallel: int = 1
+    ) -> None:
         self.package = package
         self._threads = threads
         preprocess, config = (package.manifest["signature"].get(key) for key in ("preprocess", "preprocess_config"))
         self._preprocess: Any = load("preprocess", preprocess)(package.path, **(config or {})) if preprocess else None
-        self._graph = Graph(package.graph_file, package.schema, threads=threads)
+        graph, before = _graphs(package, runtime)
+        self._graph = Graph(graph, package.schema, threads=threads, runtime=runtime, precision=precision, parallel=parallel, before=before)
+        self.runtime: Runtime = self._graph.runtime
         self.signature: RowSignature = self._graph.signature
         self._bulk: BulkGraph | None = None
         self._output = ["probability"] if package.classes else ["prediction"]
@@ -199,7 +214,7 @@ class Predictor:
 
     def arrow(self, batch: pa.RecordBatch) -> Answers:
         """Answers for an Arrow batch, on the bulk route."""
-        if self._preprocess is not None:
+        if self._preprocess is not None or self.runtime.name != DEFAULT:
             return self.run(self.signature.from_arrow(batch))
         if self._bulk is None:
             self._bulk = BulkGraph(self.package.graph_file, self.package.schema, threads=self._threads)
@@ -216,6 +231,11 @@ class Predictor:
     def run_prepared(self, rows: Sequence[Any]) -> Answers:
         """Answers for prepared rows, whichever calls they came in, at once."""
         return self._answers(self._graph.run(self._preprocess.stack(rows), self._output))
+
+    def close(self) -> None:
+        """Give the graph's memory back; nothing may be asked then or later."""
+        self._graph.close()
+        self._bulk = None
 
     def _preprocessed(self, inputs: Arrays) -> Arrays:
         """The graph's output for raw inputs, a few rows at a time: attention takes memory with the square of the longest text."""
@@ -243,6 +263,19 @@ class Predictor:
         if self._labels is None:
             return Answers(values, interval=results.get("interval"))
         return Answers(self._labels[values.argmax(axis=1)], values)
+
+
+def _graphs(package: Package, runtime: str) -> tuple[Path, Path | None]:
+    """The graph that a runtime is to run, and the one that ONNX Runtime runs before it."""
+    if package.kind != "row" or load("runtime", runtime).takes_columns:
+        return package.graph_file, None
+    parts = package.path / "model.onnx", package.path / "features.onnx"
+    if not all(part.is_file() for part in parts):
+        raise Unsupported(
+            f"runtime {runtime} takes features, {package.name} has one graph for raw columns and model",
+            hint="onnxruntime takes raw columns",
+        )
+    return parts
 
 
 def label_array(classes: Sequence[Any]) -> np.ndarray:

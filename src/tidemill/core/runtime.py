@@ -1,0 +1,83 @@
+"""The seam of runtimes: what runs a package's graph, on which device and how exactly.
+
+ONNX Runtime on the processor is the default and the measure of the others: it runs every graph of a package, in single
+precision. The others are found by name (`tidemill.core.load`, kind `runtime`), each where its library is installed, and say
+at once which graphs they cannot run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from tidemill.core.errors import Unsupported
+from tidemill.core.load import load
+
+if TYPE_CHECKING:
+    from tidemill.core.graph import Arrays
+
+DEFAULT = "onnxruntime"
+
+# How exactly a graph is computed: in single precision, or with products of numbers of 16 bits, summed in single precision.
+Precision = Literal["fp32", "bf16"]
+
+
+class Runtime(Protocol):
+    """A graph that is loaded and answers.
+
+    Made as `made(model, threads=..., parallel=..., precision=...)`: a file or its bytes, the threads of one run, the runs that may go on
+    at once without waiting for each other, and the precision. It raises `Unsupported` for a graph, or a precision, that it cannot
+    run here, before the first run.
+
+    `run` is safe from several threads, waits for the answer and lets other Python threads run meanwhile. Threads of a
+    runtime sleep while there is nothing to do. Arrays that go in are not kept, those that come out are the caller's.
+    `close` gives the memory back; nothing may run then or later.
+    """
+
+    name: str
+    """As it is called in a configuration, such as `openvino`."""
+    version: str
+    """Of the library that runs it."""
+    device: str
+    """`cpu` or `cuda`."""
+    precision: Precision
+    takes_columns: bool
+    """Whether raw columns go in as they are: texts, doubles, whole numbers of 64 bits; of the class, as it is asked before one is made."""
+    inputs: list[str]
+    outputs: list[str]
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Arrays:
+        """The named outputs, all by default; `inputs` are those that the graph has."""
+
+    def close(self) -> None:
+        """Let go of the graph."""
+
+
+def open_runtime(name: str, model: Path | bytes, *, threads: int = 1, parallel: int = 1, precision: Precision = "fp32") -> Runtime:
+    """`model` loaded in the runtime called `name`.
+
+    Args:
+        threads: Threads of one run.
+        parallel: Runs that may go on at once without waiting for each other.
+
+    Raises:
+        NotFound: If there is no runtime of that name.
+        MissingDependency: If its library is not installed.
+        Unsupported: If it cannot run the graph, or not in that precision on this hardware.
+        DataError: If `model` is no graph.
+    """
+    made: Runtime = load("runtime", name)(model, threads=threads, parallel=parallel, precision=precision)
+    return made
+
+
+def fp32_alone(name: str, precision: str) -> None:
+    """Refuse any other precision for a runtime that has none.
+
+    Raises:
+        Unsupported: If `precision` is not fp32.
+    """
+    if precision != "fp32":
+        raise Unsupported(f"runtime {name} computes in fp32, got {precision}", hint="openvino computes in bf16 where the processor does")

@@ -1,0 +1,138 @@
+"""Graphs in OpenVINO on the processor: in single precision, or in bf16 where the processor computes in it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tidemill.core.errors import Unsupported
+from tidemill.core.graph import Arrays
+from tidemill.core.load import need
+from tidemill.core.runtime import Precision
+
+# OpenVINO's processor plugin computes in 32 bits: whole numbers and doubles of 64 are narrowed without a word. Token ids and
+# features survive that, times in microseconds and doubles do not.
+_CHANGED = ("f64", "string")
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVino:
+    """On the processor. `parallel` runs go on at once, each on `threads` threads, over one copy of the weights.
+
+    Shapes may differ from run to run. What is compiled for a shape is kept for the next runs of it; see `CACHED_KERNELS`.
+    """
+
+    name = "openvino"
+    device = "cpu"
+    takes_columns = False
+
+    def __init__(self, model: Path | bytes, *, threads: int = 1, parallel: int = 1, precision: Precision = "fp32") -> None:
+        openvino = _library()
+        self.version = str(openvino.__version__).partition("-")[0]
+        core = _core()
+        if precision not in _HINTS:
+            raise Unsupported(f"runtime openvino computes in {' or '.join(_HINTS)}, got {precision}")
+        if precision == "bf16" and not has_bf16():
+            raise Unsupported("runtime openvino computes in bf16 on processors that have instructions for it, this one has none")
+        try:
+            read = core.read_model(model if isinstance(model, Path) else bytes(model))
+            _check_types(read)
+            compiled = core.compile_model(
+                read,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": _HINTS[precision],
+                    "INFERENCE_NUM_THREADS": threads * parallel,
+                    "NUM_STREAMS": parallel,
+                    # Pinned threads of several processes would sit on the same cores.
+                    "ENABLE_CPU_PINNING": False,
+                    "CPU_RUNTIME_CACHE_CAPACITY": str(CACHED_KERNELS),
+                },
+            )
+        except RuntimeError as error:
+            raise Unsupported(
+                f"runtime openvino {self.version} cannot run this graph: {_first_lines(error)}", hint="onnxruntime runs every graph"
+            ) from error
+        self.precision: Precision = precision
+        self.inputs = [port.get_any_name() for port in compiled.inputs]
+        self.outputs = [port.get_any_name() for port in compiled.outputs]
+        self._places = {name: place for place, name in enumerate(self.outputs)}
+        self._compiled: Any = compiled
+        self._free: list[Any] = []
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Arrays:
+        request = self._taken()
+        try:
+            made = request.infer({name: inputs[name] for name in self.inputs}, share_inputs=True, share_outputs=False)
+            return {name: made[self._places[name]] for name in outputs or self.outputs}
+        finally:
+            with self._lock:
+                self._free.append(request)
+
+    def close(self) -> None:
+        with self._lock:
+            self._free.clear()
+            self._compiled = None
+
+    def _taken(self) -> Any:
+        """A request that nobody uses: one serves one run at a time."""
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            if self._compiled is None:
+                raise RuntimeError("a runtime that was closed must not run")
+            return self._compiled.create_infer_request()
+
+
+# What OpenVINO keeps of what it compiled for shapes that it met, in kernels: an encoder of six layers takes some half
+# megabyte a shape, and texts bring hundreds of shapes.
+CACHED_KERNELS = 1000
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO is installed and computes in bf16 on this processor faster than it would in single precision."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@cache
+def _core() -> Any:
+    return _library().Core()
+
+
+@cache
+def _library() -> Any:
+    # OpenVINO reports each import over the network through this library, and does without where it is absent.
+    absent = "openvino_telemetry" not in sys.modules
+    if absent:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        return need("openvino", "the runtime openvino")
+    finally:
+        if absent:
+            del sys.modules["openvino_telemetry"]
+
+
+def _check_types(model: Any) -> None:
+    """Refuse inputs whose values would be changed.
+
+    Raises:
+        Unsupported: If one holds text or doubles.
+    """
+    for port in model.inputs:
+        kind = port.get_element_type().get_type_name()
+        if kind in _CHANGED:
+            raise Unsupported(
+                f"runtime openvino takes no {kind} input, {port.get_any_name()!r} is one", hint="onnxruntime takes every column"
+            )
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Exception from src" not in line]
+    return " ".join(lines)[:300]
