@@ -1,10 +1,13 @@
-"""Load on a server: a closed loop by `wrk`, an open loop that keeps to its schedule, and a look at whether answers are right.
+"""Load on a server: closed loops, an open loop that keeps to its schedule, and a look at whether answers are right.
 
-Closed: so many connections, each sending its next request when the last is answered; what a server can do at most. Open: requests at
-random times of a given rate whatever the server does, each timed from the moment at which it was due, so that a server that
-stalls is charged for every request that had to wait (no coordinated omission). Needs wrk (on Debian: apt-get install wrk).
+Closed: so many connections, each sending its next request when the last is answered; what a server can do at most. By `wrk` (on Debian:
+apt-get install wrk) where answers take milliseconds; it starts to count with nothing under way and drops what is under way at the end,
+which would cost a server that takes a second for a batch a fifth of its throughput, so that slow models are asked by a loop of our own that counts
+between two moments while all connections are busy. Open: requests at random times of a given rate whatever the server does, each timed from
+the moment at which it was due, so that a server that stalls is charged for every request that had to wait (no coordinated omission).
 
-The open loop runs as a process of its own: `python load.py PORT PATH BODIES RATE SECONDS SEED`.
+Loops of our own run as processes of their own: `python load.py open PORT PATH BODIES RATE SECONDS SEED`,
+`python load.py closed PORT PATH BODIES CONNECTIONS SECONDS SEED`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import os
 import random
 import select
+import selectors
 import socket
 import subprocess
 import sys
@@ -28,8 +32,10 @@ HERE = Path(__file__).parent
 JSON = {"Content-Type": "application/json"}
 # Connections that the open loop opens at most; what is due beyond waits, and its wait counts.
 MAX_CONNECTIONS = 256
-# How long the open loop waits for answers after its last request.
+# How long a loop of our own waits for answers after its last request.
 PATIENCE_S = 10.0
+# How long connections are busy before a loop of our own counts, and at least as long as the first of them all took.
+WARM_UP_S = 1.0
 
 
 def closed(port: int, path: str, bodies: Path, *, connections: int, seconds: float, offset: float = 0.0) -> dict[str, float]:
@@ -55,10 +61,19 @@ def closed(port: int, path: str, bodies: Path, *, connections: int, seconds: flo
     return {"requests_s": (found["answers"] - found["refused"]) / found["seconds"], **found}
 
 
+def kept_busy(port: int, path: str, bodies: Path, *, connections: int, seconds: float, seed: int) -> dict[str, float]:
+    """What a closed loop of our own saw while all of its connections were busy."""
+    return own_loop("closed", port, path, bodies, connections, seconds, seed)
+
+
 def opened(port: int, path: str, bodies: Path, *, rate: float, seconds: float, seed: int) -> dict[str, float]:
     """What a schedule of `rate` requests a second saw, from a process of its own."""
-    command = [sys.executable, __file__, str(port), path, str(bodies), str(rate), str(seconds), str(seed)]
-    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return own_loop("open", port, path, bodies, rate, seconds, seed)
+
+
+def own_loop(kind: str, *given: Any) -> dict[str, float]:
+    said = subprocess.run([sys.executable, __file__, kind, *map(str, given)], capture_output=True, text=True, check=True).stdout
+    found: dict[str, float] = json.loads(said)
     return found
 
 
@@ -90,7 +105,7 @@ def largest_difference(
 
 
 class Connection:
-    """One kept connection of the open loop, with at most one request on its way."""
+    """One kept connection, with at most one request on its way, timed from `due`."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.socket = socket.create_connection(address)
@@ -156,17 +171,62 @@ def run_schedule(port: int, requests: list[bytes], due_s: list[float]) -> dict[s
                 idle.append(connection)
             else:
                 failed += 1
-    took_ms.sort()
     unanswered = len(due_s) - len(took_ms) - refused - failed
+    seconds = max(due_s[-1], time.perf_counter() - start if unanswered else 0.0)
+    return figures(took_ms, seconds, refused=refused, failed=failed, late=unanswered)
+
+
+def run_busy(port: int, requests: list[bytes], connections: int, seconds: float) -> dict[str, float]:
+    """Keep connections busy; count what is answered in `seconds` after the warm-up, then wait for what is under way."""
+    selector = selectors.DefaultSelector()
+    start = time.perf_counter()
+    for place in range(connections):
+        connection = Connection(("127.0.0.1", port))
+        selector.register(connection, selectors.EVENT_READ)
+        connection.send(requests[place % len(requests)], 0.0)
+    sent, busy, first = connections, connections, 0
+    took_ms: list[float] = []
+    refused = failed = 0
+    begin = end = float("inf")
+    while busy and (now := time.perf_counter() - start) < end + PATIENCE_S:
+        if begin == float("inf") and now > WARM_UP_S and first >= min(connections, len(requests)):
+            begin, end = now, now + seconds
+        for key, _ in selector.select(0.1):
+            connection = key.fileobj
+            status = connection.status()
+            if status is None:
+                continue
+            now = time.perf_counter() - start
+            first += 1
+            if begin < now < end:
+                if status == 200:
+                    took_ms.append((now - connection.due) * 1e3)
+                refused += status not in (0, 200)
+                failed += status == 0
+            if status == 0:
+                selector.unregister(connection)
+                connection.socket.close()
+                connection = Connection(("127.0.0.1", port))
+                selector.register(connection, selectors.EVENT_READ)
+            if now < end:
+                connection.send(requests[sent % len(requests)], now)
+                sent += 1
+            else:
+                selector.unregister(connection)
+                connection.socket.close()
+                busy -= 1
+    return figures(took_ms, seconds, refused=refused, failed=failed, late=busy)
+
+
+def figures(took_ms: list[float], seconds: float, **lost: int) -> dict[str, float]:
+    took_ms.sort()
     return {
-        "requests_s": len(took_ms) / max(due_s[-1], time.perf_counter() - start if unanswered else due_s[-1]),
+        "requests_s": len(took_ms) / seconds,
         "answers": len(took_ms),
         "p50_ms": quantile(took_ms, 0.5),
         "p99_ms": quantile(took_ms, 0.99),
         "max_ms": took_ms[-1] if took_ms else float("nan"),
-        "refused": refused,
-        "failed": failed,
-        "late": unanswered,
+        **lost,
     }
 
 
@@ -175,17 +235,21 @@ def quantile(ordered: list[float], share: float) -> float:
 
 
 def main() -> None:
-    port, path, bodies, rate, seconds, seed = sys.argv[1:]
+    kind, port, path, bodies, count, seconds, seed = sys.argv[1:]
     rng = random.Random(int(seed))
-    due_s = [rng.expovariate(float(rate))]
-    while due_s[-1] < float(seconds):
-        due_s.append(due_s[-1] + rng.expovariate(float(rate)))
     requests = []
     for body in Path(bodies).read_bytes().splitlines():
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         requests.append(head.encode() + body)
     rng.shuffle(requests)
-    print(json.dumps(run_schedule(int(port), requests, due_s)))
+    if kind == "closed":
+        found = run_busy(int(port), requests, int(count), float(seconds))
+    else:
+        due_s = [rng.expovariate(float(count))]
+        while due_s[-1] < float(seconds):
+            due_s.append(due_s[-1] + rng.expovariate(float(count)))
+        found = run_schedule(int(port), requests, due_s)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

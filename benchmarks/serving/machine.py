@@ -42,6 +42,16 @@ def wait_until_quiet(limit_s: float) -> None:
             return
 
 
+def wait_until_idle(pids: list[int], *, limit_s: float) -> None:
+    """Return when processes use less than a third of a processor, at the latest after `limit_s`."""
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        before = used_s(pids)
+        time.sleep(0.1)
+        if sum(value - before.get(pid, 0.0) for pid, value in used_s(pids).items()) <= 0.03:
+            return
+
+
 def marked(mark: str) -> list[int]:
     """Processes that carry a variable in their environment: a server's, wherever they went."""
     found = []

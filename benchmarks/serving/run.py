@@ -33,8 +33,8 @@ from typing import Any
 
 import figures
 from environments import CACHE, environment, versions
-from load import closed, opened
-from machine import QUIET, busy_s, children_s, speed, used_s, wait_until_quiet
+from load import closed, kept_busy, opened
+from machine import QUIET, busy_s, children_s, speed, used_s, wait_until_idle, wait_until_quiet
 from servers import CONTROLS, OTHERS, OURS, SERVERS, Running, Server
 from workloads import WORKLOADS, Workload
 
@@ -133,7 +133,7 @@ class Session:
         self.keep()
 
     def _measured(self, server: Server, workload: Workload, repeat: int, rates: dict[str, float]) -> None:
-        seconds = 2.0 if self.quick else 5.0
+        seconds = 3.0 if self.quick else 5.0
         with Running(server, workload) as running:
             self._add("starts", workload.name, server, repeat, {"seconds": round(running.start_s, 3)})
             difference = running.check(requests=64 if workload.name == "text" else 192, connections=16)
@@ -154,8 +154,7 @@ class Session:
             running.check(requests=64, connections=16)
             self._warmed(running, 2.0)
             for connections in GROWTH:
-                # Long enough for each connection to be answered several times.
-                self._closed(running, "growth", repeat, connections, seconds * (3 if workload.name == "text" and connections > 64 else 1))
+                self._closed(running, "growth", repeat, connections, seconds)
 
     def _started(self, server: Server, workload: Workload, repeat: int) -> None:
         wait_until_quiet(3)
@@ -173,14 +172,20 @@ class Session:
             loading.join()
 
     def _closed(self, running: Running, kind: str, repeat: int, connections: int, seconds: float) -> None:
-        self._wrk(running, connections, 0.5, 0.5)
-        found = self._window(running, seconds, lambda: self._wrk(running, connections, seconds, 0.1 + 0.3 * repeat))
+        if running.workload.name == "text":
+            found = self._window(running, seconds, lambda: self._kept_busy(running, connections, seconds, repeat))
+        else:
+            self._wrk(running, connections, 0.5, 0.5)
+            found = self._window(running, seconds, lambda: self._wrk(running, connections, seconds, 0.1 + 0.3 * repeat))
         part = "growth" if kind == "growth" else running.workload.name
         row = {"kind": kind, "workload": running.workload.name, "connections": connections, **found}
         self._add("windows", part, running.server, repeat, row)
 
     def _wrk(self, running: Running, connections: int, seconds: float, offset: float) -> dict[str, float]:
         return closed(running.port, running.server.path, running.bodies, connections=connections, seconds=seconds, offset=offset)
+
+    def _kept_busy(self, running: Running, connections: int, seconds: float, seed: int) -> dict[str, float]:
+        return kept_busy(running.port, running.server.path, running.bodies, connections=connections, seconds=seconds, seed=seed)
 
     def _opened(self, running: Running, rate: float, seconds: float, seed: int) -> dict[str, float]:
         return opened(running.port, running.server.path, running.bodies, rate=rate, seconds=seconds, seed=seed)
@@ -189,6 +194,8 @@ class Session:
         """What the load saw, with the server's memory and processors, the machine's speed and what others took; again where they disturbed."""
         found: Window = {}
         for attempt in range(3):
+            # What the load before left under way would be charged to this window.
+            wait_until_idle(running.pids(), limit_s=6)
             pss: list[float] = []
             looking = threading.Timer(0.7 * seconds, lambda pss=pss: pss.append(running.pss_mib()))
             before_speed, before, pids = speed(), busy_s(), used_s(running.pids())
@@ -215,7 +222,9 @@ class Session:
         for window in self.result["windows"]:
             if window["part"] == workload.name and window["kind"] == "closed" and window["connections"] == 64:
                 reached.setdefault(window["server"], []).append(window["requests_s"])
-        return {server.name: OFFERED * statistics.median(reached[server.name]) for server in OTHERS if server.name in reached}
+        return {
+            server.name: OFFERED * statistics.median(reached[server.name]) for server in OTHERS if max(reached.get(server.name, [0.0])) > 1
+        }
 
     def _rates_for(self, server: Server, rates: dict[str, float]) -> list[float]:
         if server in OTHERS:
