@@ -301,3 +301,13 @@ def test_keys(connect: Callable[..., Answering], tmp_path: Path) -> None:
             connect(url).predict(EXAMPLE)
         with pytest.raises(ConfigError, match="read"):
             connect(url, api_key=key).model_info()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_tables_go_in_parts_that_a_small_server_takes(kind: str, tmp_path: Path) -> None:
+    many = {name: np.tile(values, 40) for name, values in arrays().items()}
+    with serving(tmp_path, max_body_mb=0.05) as url:
+        client = Answering(kind, url)
+        assert client.predict_batch(many)["probability"][:, 1] == pytest.approx(EXPECTED * 40, abs=1e-6)
+        assert len(client.predict_batch(RECORDS * 8)) == 8 * ROWS
+        client.close()
