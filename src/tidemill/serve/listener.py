@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 import socket
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -177,16 +178,16 @@ def _not_bound(error: OSError, host: str, port: int) -> TidemillError:
 
 def _server_on(taken: socket.socket) -> Any:
     """Granian's server, over a socket that is there already; it says when it has `started`."""
-    from granian.net import SocketHolder
-    from granian.server.embed import Server
+    net: Any = import_module("granian.net")
+    base: Any = import_module("granian.server.embed").Server
 
-    class ServerOn(Server):  # type: ignore[misc]
+    class ServerOn(base):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **settings: Any) -> None:
             super().__init__(*arguments, **settings)
             self.started = asyncio.Event()
 
         def _init_shared_socket(self) -> None:
-            self._shd = SocketHolder(os.dup(taken.fileno()), False, BACKLOG)
+            self._shd = net.SocketHolder(os.dup(taken.fileno()), False, BACKLOG)
 
         async def _serve_loop(self, *spawning: Any) -> None:
             self.started.set()

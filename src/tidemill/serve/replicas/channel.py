@@ -10,7 +10,6 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +25,7 @@ HANDLERS = 4
 
 
 class Channel:
-    """One end. Safe from several threads.
+    """One end, which owns its socket. Safe from several threads.
 
     Args:
         handle: Called for each message of the other side.
@@ -65,10 +64,10 @@ class Channel:
                 raise Unavailable("the other process is gone")
             self._send({"word": word, "value": value, "ask": number})
             return answer.result(timeout_s)
+        except TimeoutError as error:
+            raise Unavailable(f"the other process must answer within {timeout_s:g} s") from error
         except OSError as error:
             raise Unavailable("the other process is gone") from error
-        except FutureTimeout as error:
-            raise Unavailable(f"the other process must answer within {timeout_s:g} s") from error
         finally:
             self._asked.pop(number, None)
 
@@ -85,7 +84,7 @@ class Channel:
 
     def _read(self) -> None:
         try:
-            with self._connection.makefile("rb") as file:
+            with self._connection, self._connection.makefile("rb") as file:
                 while len(head := file.read(4)) == 4:
                     self._take(msgspec.msgpack.decode(file.read(int.from_bytes(head, "big"))))
         except (OSError, ValueError, RuntimeError):  # cut in the middle, or closed here
