@@ -29,7 +29,12 @@ class ServeConfig:
     """Processes that answer on the port: a number; a table of bounds, between which the number follows the load; or auto, from one to
     one per core. More than one are watched, and started again when they end."""
     threads: int = field(default=1, metadata={"min": 1, "max": 256})
-    """Threads that one prediction may use inside ONNX Runtime."""
+    """Threads that one prediction may use inside the runtime."""
+    runtime: str = "auto"
+    """What runs the graph: onnxruntime, openvino, cuda, tensorrt, an installed extension; auto takes openvino where it may round, else
+    onnxruntime."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """How exactly: fp32, bf16, or auto, which is bf16 where the contract promises how far that may be off and the promise holds here."""
     workers: int = field(default=0, metadata={"min": 0, "max": 256})
     """Threads for slow models and large requests; 0 takes one per core."""
     inline_ms: float = field(default=1.0, metadata={"min": 0.0, "max": 1000.0})

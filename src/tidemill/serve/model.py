@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from tidemill.core import contract
 from tidemill.core.errors import ContractViolation, Unsupported
 from tidemill.core.events import Events
 from tidemill.core.graph import Arrays
-from tidemill.core.package import Answers, Package, Predictor, add_evidence
+from tidemill.core.package import Answers, Package, add_evidence
 from tidemill.core.schema import Column
 from tidemill.serve.answers import AnswerForm
+from tidemill.serve.choice import PRECISION, choose
 from tidemill.serve.holds import Holds
 from tidemill.serve.rows import RowReader
 
@@ -32,16 +32,27 @@ class Model:
     its identity for a version.
     """
 
-    def __init__(self, package: Package, *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        package: Package,
+        *,
+        threads: int = 1,
+        runtime: str = "auto",
+        precision: str = "auto",
+        parallel: int = 1,
+        events: Events | None = None,
+    ) -> None:
         if package.kind not in KINDS:
             raise Unsupported(f"{package.path}: a package of {package.kind!r} cannot be served", hint=f"served are {' and '.join(KINDS)}")
-        self.package = package
+        chosen = choose(package, runtime=runtime, precision=precision, threads=threads, parallel=parallel, events=events)
+        self.package = package = chosen.package
         self.holds = Holds()
         self.name = package.name
         self.version = str(package.version or package.identity[:12])
         self.schema = package.schema
         self.form = AnswerForm(package)
-        self.predictor = Predictor(package, threads=threads)
+        self.predictor = chosen.predictor
+        self._precision = chosen.evidence
         self.signature = self.predictor.signature
         self.reader = RowReader(self.schema) if package.kind == "row" else None
         self.threads = threads
@@ -72,7 +83,7 @@ class Model:
         Raises:
             ContractViolation: If a promise is broken; a broken latency passes with `accept_latency`, and is recorded.
         """
-        promises, evidence = self.package.contract(), self.package.evidence()
+        promises, evidence = self.package.contract(), self.package.evidence() | {PRECISION: self._precision}
         fingerprint = contract.hardware()["fingerprint"]
         verdicts = contract.judge(promises, evidence, hardware=fingerprint)
         if any(verdict.kept is not True and _is_latency(verdict) for verdict in verdicts):
@@ -93,18 +104,20 @@ class Model:
 
     def close(self) -> None:
         """Let go of the runtime and its memory; nobody may ask any more."""
+        self.predictor.close()
         del self.predictor
 
     def info(self) -> dict[str, Any]:
         """What `/model_info` answers."""
-        package = self.package
+        package, runtime = self.package, self.predictor.runtime
         return {
             "name": self.name,
             "version": self.version,
             "identity": package.identity,
             "model_path": str(package.path),
-            "device": "cpu",
-            "framework": f"onnxruntime {ort.__version__}",
+            "device": runtime.device,
+            "framework": f"{runtime.name} {runtime.version}",
+            "precision": runtime.precision,
             "task": package.task,
             "signature": {
                 "kind": package.kind,

@@ -249,7 +249,7 @@ def test_one_wrong_row_fails_its_own_caller_alone() -> None:
 
 
 def test_a_part_that_fails_ends_its_whole_request_once() -> None:
-    with queue(max_rows=2) as (made, model, _):
+    with queue(max_rows=2) as (made, _, _told):
         wait = Caller(made).ask(*[(1, 1.0)] * 3, (1, -1.0), *[(1, 1.0)] * 6)
         assert isinstance(wait().error, ValueError)
         assert values(Caller(made).ask((1, 1.0))()) == [2.0]
