@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -14,10 +15,12 @@ import numpy as np
 
 from tidemill.bench import timings
 from tidemill.core import contract
-from tidemill.core.errors import ConfigError
+from tidemill.core.errors import ConfigError, MissingDependency, Unsupported
 from tidemill.core.events import Events, now
 from tidemill.core.graph import Arrays
-from tidemill.core.package import Package, Predictor
+from tidemill.core.load import names
+from tidemill.core.package import Answers, Package, Predictor
+from tidemill.core.runtime import DEFAULT, Precision
 
 EVIDENCE = "bench"
 
@@ -26,12 +29,18 @@ TEXT_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # A run gives more rows to a call no further, once one call takes so long, in seconds.
 LONG_S = 2.0
 MIN_CALLS = 5
+# Rows by which the answers of two runtimes are compared.
+COMPARED_ROWS = 256
+
+EVERY = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
     """What is tried, and for how long."""
 
+    runtime: tuple[str, ...] = (DEFAULT,)
+    """Runtimes by name, `openvino:bf16` with a precision; `all` tries every one, and leaves out what cannot be run here."""
     batch: tuple[int, ...] = ()
     """Rows at once; powers that suit the kind of package when empty."""
     sessions: tuple[int, ...] = ()
@@ -60,7 +69,10 @@ def bench_package(
 
     Returns:
         `points`, each a run; `best`, the fewest rows at once that reach nine tenths of the highest throughput, and how they were run;
-        `single`, the way in which one row is answered soonest.
+        `single`, the way in which one row is answered soonest; both among the `runtimes` whose answers are within the package's parity.
+
+    Raises:
+        Unsupported: If a runtime that is named cannot run the package.
     """
     plan, events = plan or RunPlan(), events or Events()
     plan.check()
@@ -68,22 +80,26 @@ def bench_package(
     ways = _ways(plan, cores)
     batches = plan.batch or (TEXT_BATCHES if package.kind == "text" else ROW_BATCHES)
     rows = list(records) if records else [package.example]
-    # Each session is made once: a large model takes longer to load than to measure.
-    made = {n: [Predictor(package, threads=n) for _ in range(max(s for s, t in ways if t == n))] for n in {t for _, t in ways}}
-    runs: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
+    made, left_out = _sessions(package, plan, ways)
+    runtimes = _compared(package, made, rows)
+    runs: dict[tuple[str, int, int, int], list[dict[str, Any]]] = {}
     for turn in range(plan.repeats):
-        for sessions, threads in ways:
-            predictors = made[threads][:sessions]
+        for runtime, (sessions, threads) in itertools.product(runtimes, ways):
+            predictors = made[runtime, threads][:sessions]
             for batch in sorted(batches):
-                key = (sessions, threads, batch)
+                key = (runtime, sessions, threads, batch)
                 if turn and key not in runs:
                     break
-                events.emit("bench.run", f"{sessions} sessions x {threads} threads, {batch} rows at once", level="progress")
-                runs.setdefault(key, []).append(_run(predictors, _inputs(predictors[0], rows, batch), batch, threads, plan.seconds))
-                if runs[key][-1]["latency"]["p50_ms"] > LONG_S * 1e3:
+                events.emit("bench.run", f"{runtime}, {sessions} sessions x {threads} threads, {batch} rows at once", level="progress")
+                run = _run(predictors, _inputs(predictors[0], rows, batch), batch, threads, plan.seconds)
+                runs.setdefault(key, []).append({"runtime": runtime, **run})
+                if run["latency"]["p50_ms"] > LONG_S * 1e3:
                     break
+    for predictor in itertools.chain(*made.values()):
+        predictor.close()
     events.emit("bench.done", "measured")
     points = [dict(timings.middle(found, gain="rows_per_s")) for found in runs.values()]
+    kept = [point for point in points if runtimes[point["runtime"]]["within_parity"]] or points
     return {
         "of": "package",
         "name": package.name,
@@ -91,8 +107,10 @@ def bench_package(
         "identity": package.identity,
         "rows": len(rows),
         "points": points,
-        "best": best(points, _promised(package)),
-        "single": _single(points),
+        "best": best(kept, _promised(package, "latency.p99_ms")),
+        "single": _single(kept),
+        "runtimes": runtimes,
+        "left_out": left_out,
         "seconds": plan.seconds,
         "repeats": plan.repeats,
         "hardware": contract.hardware(),
@@ -125,6 +143,66 @@ def _ways(plan: RunPlan, cores: int) -> list[tuple[int, int]]:
     if not fitting and found:
         raise ConfigError(f"sessions x threads: must be at most the {cores} cores here, got {found[0][0]} x {found[0][1]}")
     return fitting
+
+
+def _sessions(package: Package, plan: RunPlan, ways: Sequence[tuple[int, int]]) -> tuple[dict[tuple[str, int], list[Predictor]], list[str]]:
+    """Sessions by runtime and threads, as many as any way needs, each made once: a large model takes longer to load than to measure.
+
+    Raises:
+        Unsupported: If a runtime that is named cannot run the package.
+        MissingDependency: If its library is not installed.
+    """
+    wanted = [f"{name}:{how}" if how != "fp32" else name for name in names("runtime") for how in ("fp32", "bf16")]
+    made: dict[tuple[str, int], list[Predictor]] = {}
+    left_out: list[str] = []
+    for runtime in wanted if EVERY in plan.runtime else plan.runtime:
+        name, _, how = runtime.partition(":")
+        if how not in ("", "fp32", "bf16"):
+            raise ConfigError(f"runtime: must be a name, or a name and a precision such as openvino:bf16, got {runtime!r}")
+        precision: Precision = "bf16" if how == "bf16" else "fp32"
+        most = {threads: max(sessions for sessions, of in ways if of == threads) for _, threads in ways}
+        try:
+            made |= {
+                (runtime, threads): [Predictor(package, threads=threads, runtime=name, precision=precision) for _ in range(sessions)]
+                for threads, sessions in most.items()
+            }
+        except (Unsupported, MissingDependency) as error:
+            if EVERY not in plan.runtime:
+                raise
+            if precision == "fp32":  # what cannot run at all is told once
+                left_out.append(f"{runtime}: {error}")
+    return made, left_out
+
+
+def _compared(
+    package: Package, made: Mapping[tuple[str, int], Sequence[Predictor]], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """By runtime, how far its answers are from those of the default one, and whether that is within the package's parity."""
+    limit = _promised(package, "parity.max_difference")
+    some = rows[:: max(1, len(rows) // COMPARED_ROWS)][:COMPARED_ROWS]
+    usual = Predictor(package)
+    expected = usual.records(some)
+    usual.close()
+    found: dict[str, dict[str, Any]] = {}
+    for (runtime, _), predictors in made.items():
+        if runtime not in found:
+            difference = _difference(predictors[0].records(some), expected)
+            found[runtime] = {
+                "version": predictors[0].runtime.version,
+                "max_difference": difference,
+                "within_parity": limit is None or difference <= limit,
+            }
+    return found
+
+
+def _difference(answers: Answers, expected: Answers) -> float:
+    """The largest difference, as parity measures it: absolute in probability, else relative to the size of what was expected."""
+    one, other = (np.asarray(found.values, np.float64) for found in (answers, expected))
+    apart = np.abs(one - other)
+    if expected.probability is None:
+        size = np.abs(other)
+        apart /= np.maximum(np.maximum(size, size.mean()), np.finfo(np.float64).tiny)
+    return float(apart.max())
 
 
 def _inputs(predictor: Predictor, rows: Sequence[Mapping[str, Any]], batch: int) -> list[Arrays]:
@@ -180,6 +258,6 @@ def _run(predictors: Sequence[Predictor], inputs: Sequence[Arrays], batch: int, 
     }
 
 
-def _promised(package: Package) -> float | None:
-    limits = [float(promise["limit"]) for promise in package.contract() if promise["measure"] == "latency.p99_ms"]
+def _promised(package: Package, measure: str) -> float | None:
+    limits = [float(promise["limit"]) for promise in package.contract() if promise["measure"] == measure]
     return min(limits) if limits else None

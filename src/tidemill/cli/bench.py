@@ -36,13 +36,16 @@ def _package(options: argparse.Namespace) -> dict[str, Any]:
     from tidemill.bench.package import EVIDENCE, RunPlan, bench_package
     from tidemill.core.package import add_evidence
 
-    _only(options, "--url", ("concurrency", "rate", "key", "ca", "version"))
+    _only(options, "--url", ("concurrency", "rate", "key", "ca", "version", "name"))
     package, events = given.resolve(options, options.model), given.events(options)
+    said: dict[str, Any] = _lengths(options)
+    if options.runtime:
+        said["runtime"] = tuple(options.runtime.split(","))
     plan = RunPlan(
         batch=_numbers("--batch", options.batch),
         sessions=_numbers("--sessions", options.sessions),
         threads=_numbers("--threads", options.threads),
-        **_lengths(options),
+        **said,
     )
     records = _records(Path(options.rows), package.schema) if options.rows else _own_rows(options, package)
     found = bench_package(package, records=records, plan=plan, events=events)
@@ -58,7 +61,7 @@ def _server(options: argparse.Namespace) -> dict[str, Any]:
 
     from tidemill.bench.server import LoadPlan, bench_server
 
-    _only(options, "NAME", ("sessions", "threads"))
+    _only(options, "NAME", ("sessions", "threads", "runtime"))
     rows = (lambda columns: _records(Path(options.rows), Schema.from_json(columns))) if options.rows else None
     plan: dict[str, Any] = _lengths(options)
     if options.concurrency:

@@ -126,7 +126,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     serve = add(verbs, "serve", commands.serve, "Serve packages over HTTP.", "tidemill serve flights@champion --port 8000")
     serve.add_argument(
-        "models", nargs="+", metavar="NAME[@alias]|FOLDER", help="packages to serve; the first answers /predict; NAME@3 is a version that stays"
+        "models",
+        nargs="+",
+        metavar="NAME[@alias]|FOLDER",
+        help="packages to serve; the first answers /predict; NAME@3 is a version that stays",
     )
     serve.add_argument("--no-follow", action="store_true", help="stay with the versions of the start, wherever their aliases move")
     serve.add_argument("--replicas", type=_replicas, metavar="N|auto", help="processes that answer on the port (default 1)")
@@ -134,6 +137,8 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, help="port (default 8000)")
     serve.add_argument("--grpc-port", type=int, help="port for gRPC (default: none)")
     serve.add_argument("--threads", type=int, help="threads of the runtime")
+    serve.add_argument("--runtime", help="auto (default), onnxruntime, openvino, cuda or tensorrt")
+    serve.add_argument("--precision", choices=["auto", "fp32", "bf16"], help="how exactly to compute (default auto: as the contract allows)")
     serve.add_argument("--log", metavar="FOLDER", help="write a prediction log into this folder")
     serve.add_argument("--accept-latency", action="store_true", help="start even where latency is above the promise on this machine")
     serve.add_argument("--allow-open", action="store_true", help="listen on a public address without access control")
@@ -254,6 +259,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--rows", metavar="FILE", help="rows to answer, Parquet or CSV (default: the package's test rows, else its example)"
     )
     measure.add_argument("--batch", metavar="N,N", help="rows at once, or a request (default: 1 up to 1024 in a process, 1 of a server)")
+    measure.add_argument(
+        "--runtime", metavar="NAME,NAME", help="runtimes, openvino:bf16 with a precision; all tries every one (default: onnxruntime)"
+    )
     measure.add_argument("--sessions", metavar="N,N", help="sessions that answer at the same time (default: 1 up to one a core)")
     measure.add_argument("--threads", metavar="N,N", help="threads inside a session (default: 1 up to one a core)")
     measure.add_argument("--concurrency", metavar="N,N", help="connections to a server, a request under way on each (default: 1 up to 64)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tidemill.core.runtime import DEFAULT
 from tidemill.ui.charts import Axis, dots, line, nice_ticks, plot, rule
 from tidemill.ui.format import milliseconds, moment, number
 from tidemill.ui.page import Html, Section, badge, join, page, table, tag
@@ -63,6 +64,12 @@ def cautions(found: Mapping[str, Any]) -> list[str]:
         said.append(
             f"other programs took part of this machine: a session that is always busy had {share:.0%} of a core".replace("%", "\u00a0%")
         )
+    for name, one in found.get("runtimes", {}).items():
+        if not one["within_parity"]:
+            said.append(
+                f"answers of {name} differ by up to {number(one['max_difference'], digits=2)}, beyond the package's parity: not a choice"
+            )
+    said += [f"left out: {reason}" for reason in found.get("left_out", ())]
     if limited := [point for point in points if point.get("client_limited")]:
         said.append(f"in {len(limited)} of {len(points)} runs this client was as busy as one thread can be: the server may do more")
     if refused := sum(sum(point.get("refused", {}).values()) for point in points):
@@ -81,10 +88,11 @@ def columns(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Heads and lines of a table of every run."""
     times = [name.removesuffix("_ms") for name in LATENCIES]
     if found["of"] == "package":
-        heads = ["sessions", "threads", "rows", "rows/s", *times, "cores", ""]
+        several = len(found["runtimes"]) > 1
+        heads = [*(["runtime"] if several else []), "sessions", "threads", "rows", "rows/s", *times, "cores", ""]
         chosen = {"best": found["best"], "single": found["single"]}
         return heads, [
-            [str(p["sessions"]), str(p["threads"]), number(p["batch"]), number(round(p["rows_per_s"])), *_latencies(p), f"{p['cores']:.2f}",
+            [*([p["runtime"]] if several else []), str(p["sessions"]), str(p["threads"]), number(p["batch"]), number(round(p["rows_per_s"])), *_latencies(p), f"{p['cores']:.2f}",
              ", ".join(name for name, point in chosen.items() if point == p)]
             for p in found["points"]
         ]  # fmt: skip
@@ -98,9 +106,9 @@ def columns(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def way(point: Point) -> str:
-    """How many sessions of how many threads."""
-    sessions, threads = point["sessions"], point["threads"]
-    return f"{sessions} session{'s' if sessions > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
+    """How many sessions of how many threads, and of which runtime where it is not the usual one."""
+    sessions, threads, runtime = point["sessions"], point["threads"], point["runtime"]
+    return f"{runtime + ', ' if runtime != DEFAULT else ''}{sessions} session{'s' if sessions > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _latencies(point: Point) -> list[str]:
@@ -289,6 +297,10 @@ def _conditions(found: Mapping[str, Any]) -> Section:
             ("Client CPU", "cores that the load generator took; it has one thread"),
         ]
     else:
+        rows += [
+            (name, f"{one['version']}; answers differ by up to {number(one['max_difference'], digits=2)} from ONNX Runtime's")
+            for name, one in found["runtimes"].items()
+        ]
         rows.append(("Identity", found["identity"][:12]))
     return Section(id="conditions", title="Conditions", lead=HOW, body=table(("", ""), rows, caption="Conditions"))
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tidemill.bench.package import RunPlan, bench_package, best
-from tidemill.core.errors import ConfigError, DataError
+from tidemill.core.errors import ConfigError, DataError, Unsupported
 from tidemill.core.events import Event, Events
 from tidemill.testing.packages import EXAMPLE, tiny_package
 
@@ -52,12 +52,30 @@ def test_the_best_is_where_more_rows_stop_to_pay() -> None:
     ("plan", "message"),
     [
         (RunPlan(batch=(0,)), "batch: must be >= 1, got 0"),
+        (RunPlan(runtime=("openvino:int8",)), "runtime: must be a name, or a name and a precision such as openvino:bf16"),
         (RunPlan(sessions=(1000,), threads=(4,)), "sessions x threads: must be at most the .* cores here, got 1000 x 4"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(plan: RunPlan, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         bench_package(tiny_package(tmp_path / "tiny"), plan=plan)
+
+
+def test_runtimes_are_measured_beside_each_other(tmp_path: Path) -> None:
+    package = tiny_package(tmp_path / "tiny")
+    found = bench_package(package, plan=RunPlan(runtime=("all",), batch=(4,), seconds=0.01, repeats=1, threads=(1,)))
+    assert found["runtimes"]["onnxruntime"]["max_difference"] == 0
+    assert found["runtimes"]["onnxruntime"]["within_parity"] is True
+    assert any(reason.startswith("openvino: ") for reason in found["left_out"])  # it takes no raw columns
+    with pytest.raises(Unsupported, match="openvino"):
+        bench_package(package, plan=RunPlan(runtime=("openvino",), batch=(4,), seconds=0.01))
+
+
+def test_a_runtime_whose_answers_are_others_is_no_choice(tmp_path: Path) -> None:
+    """A package that promises a parity which nothing keeps."""
+    promise = {"name": "parity", "measure": "parity.max_difference", "relation": "<=", "limit": -1.0}
+    found = bench_package(tiny_package(tmp_path / "tiny", promises=[promise]), plan=RunPlan(batch=(4,), seconds=0.01, repeats=1))
+    assert found["runtimes"]["onnxruntime"]["within_parity"] is False
 
 
 def test_a_row_that_the_package_does_not_take_is_named(tmp_path: Path) -> None:

@@ -30,8 +30,9 @@ RATED = server(run(rate=100, requests_per_s=99.0), run(rate=900, requests_per_s=
 PACKAGE = {
     "of": "package", "name": "flights", "version": None, "identity": "f" * 64, "rows": 100, "seconds": 0.4, "repeats": 3,
     "hardware": MACHINE, "at": "2026-11-21T12:00:00+00:00",
+    "runtimes": {"onnxruntime": {"version": "1.31", "max_difference": 0.0, "within_parity": True}}, "left_out": [],
     "points": [
-        {"sessions": s, "threads": t, "batch": b, "rows_per_s": 1e4 * b**0.5, "calls": 500, "latency": LATENCY, "cores": 0.9 * s}
+        {"runtime": "onnxruntime", "sessions": s, "threads": t, "batch": b, "rows_per_s": 1e4 * b**0.5, "calls": 500, "latency": LATENCY, "cores": 0.9 * s}
         for s, t in ((1, 1), (2, 1)) for b in (1, 64)
     ],
 }  # fmt: skip
@@ -55,6 +56,12 @@ def test_what_weakens_the_figures_is_said() -> None:
     assert "2 requests had no answer" in said
     assert "40 requests had no answer" in " ".join(cautions(RATED))
     assert cautions(PACKAGE) == []
+    apart = {"openvino:bf16": {"version": "2026.4", "max_difference": 0.0123, "within_parity": False}}
+    several = {**PACKAGE, "runtimes": {**PACKAGE["runtimes"], **apart}, "left_out": ["cuda: no"]}  # type: ignore[dict-item]
+    said = " ".join(cautions(several))
+    assert "answers of openvino:bf16 differ by up to 0.012, beyond the package's parity" in said
+    assert "left out: cuda: no" in said
+    assert columns(several)[0][0] == "runtime"
     crowded = {**PACKAGE, "points": [{**point, "cores": 0.3} for point in PACKAGE["points"]]}  # type: ignore[attr-defined]
     assert "had 30\u00a0% of a core" in " ".join(cautions(crowded))
     assert "1 of 1 runs hold under 100 answers" in " ".join(cautions(server(run(answers=20))))
