@@ -28,8 +28,8 @@ class ServeConfig:
     replicas: int | Literal["auto"] | ReplicasConfig = field(default=1, metadata={"min": 1, "max": 256})
     """Processes that answer on the port: a number; a table of bounds, between which the number follows the load; or auto, from one to
     one per core. More than one are watched, and started again when they end."""
-    threads: int = field(default=1, metadata={"min": 1, "max": 256})
-    """Threads that one prediction may use inside the runtime."""
+    threads: int = field(default=0, metadata={"min": 0, "max": 256})
+    """Threads that one prediction may use inside the runtime; 0 takes one for rows, and for texts and images all cores up to four."""
     runtime: str = "auto"
     """What runs the graph: onnxruntime, openvino, cuda, tensorrt, an installed extension; auto takes openvino where it may round, else
     onnxruntime."""

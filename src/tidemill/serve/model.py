@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from tidemill.serve.rows import RowReader
 
 KINDS = ("row", "text")
 WARM_UP_RUNS = 20
+MOST_THREADS = 4
 
 _BLANKS: dict[str, Any] = {"boolean": False, "int64": 0, "float32": 0.0, "float64": 0.0, "string": "", "timestamp": 0}
 
@@ -30,13 +32,16 @@ class Model:
 
     `name` and `version` are how callers address it; a package that came from no ledger has the first twelve digits of
     its identity for a version.
+
+    Args:
+        threads: Threads that one prediction may use; 0 for one where rows are small, and all cores up to `MOST_THREADS` where each is much work.
     """
 
     def __init__(
         self,
         package: Package,
         *,
-        threads: int = 1,
+        threads: int = 0,
         runtime: str = "auto",
         precision: str = "auto",
         parallel: int = 1,
@@ -44,6 +49,7 @@ class Model:
     ) -> None:
         if package.kind not in KINDS:
             raise Unsupported(f"{package.path}: a package of {package.kind!r} cannot be served", hint=f"served are {' and '.join(KINDS)}")
+        self.threads = threads = threads or (1 if package.kind == "row" else min(MOST_THREADS, os.cpu_count() or 1))
         chosen = choose(package, runtime=runtime, precision=precision, threads=threads, parallel=parallel, events=events)
         self.package = package = chosen.package
         self.holds = Holds()
@@ -55,7 +61,6 @@ class Model:
         self._precision = chosen.evidence
         self.signature = self.predictor.signature
         self.reader = RowReader(self.schema) if package.kind == "row" else None
-        self.threads = threads
         self.example = package.example or {column.name: _blank(column) for column in self.schema}
         self.row_ms, self.example_answer = self._warm_up()
         self.promises: list[dict[str, Any]] = []
@@ -64,6 +69,11 @@ class Model:
     def text_column(self) -> str | None:
         """The column that `text` and `texts` stand for, in a text package."""
         return self.schema.names[0] if self.package.kind == "text" and len(self.schema) == 1 else None
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether its rows are texts that are taken apart before the graph."""
+        return self.package.kind == "text" and "preprocess" in self.package.manifest["signature"]
 
     def answer(self, inputs: Arrays) -> Answers:
         return self.predictor.run(inputs)

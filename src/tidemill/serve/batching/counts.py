@@ -16,7 +16,7 @@ class ModelCounts:
         self._rows = metrics.rows.sample(*labels)
         self._executions = metrics.executions.sample(*labels)
         self._batch_rows = metrics.batch_rows.sample(*labels)
-        kinds = ("text", "padding") if model.package.kind == "text" else ()
+        kinds = ("text", "padding") if model.has_tokens else ()
         self._tokens = [metrics.tokens.sample(*labels, kind) for kind in kinds]
 
     def run(self, rows: int, *, cost: int, padding: int) -> None:
