@@ -228,7 +228,7 @@ def table(result: Result, name: str) -> str:
     lines = [
         f"### {TITLES[name]}",
         "",
-        "| server | 64: requests/s (least to most) | p50 ms | p99 ms | 16: requests/s | 1: requests/s | p50 ms | p99 ms | MiB | processors | start s |",
+        "| server | 64: requests/s (least to most) | p50 ms | p99 ms | 16: requests/s | 1: requests/s | p50 ms | p99 ms | MiB | CPU µs a request | start s |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for server in (*OURS, *OTHERS, *CONTROLS):
@@ -239,7 +239,7 @@ def table(result: Result, name: str) -> str:
         cells = [
             f"{shown(at[64]['requests_s'])} ({shown(at[64]['least'])} to {shown(at[64]['most'])})", shown(at[64]["p50_ms"]), shown(at[64]["p99_ms"]),
             *(shown(at[16].get("requests_s")), *(shown(at[1].get(key)) for key in ("requests_s", "p50_ms", "p99_ms"))),
-            f"{at[64]['pss_mib']:.0f}", f"{at[64]['cpu']:.2f}", f"{statistics.median(started):.2f}" if started else "",
+            f"{at[64]['pss_mib']:.0f}", shown(at[64]["cpu"] / at[64]["requests_s"] * 1e6), f"{statistics.median(started):.2f}" if started else "",
         ]  # fmt: skip
         lines.append(f"| {server.name} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", rate_table(result, name)])

@@ -42,13 +42,14 @@ def closed(port: int, path: str, bodies: Path, *, connections: int, seconds: flo
     """What `wrk` saw: answers a second (refusals left out), latencies, refusals, failures.
 
     Args:
+        seconds: Whole ones, as wrk takes them.
         offset: Where in the bodies to begin, in 0..1.
     """
     command = [
         "wrk",
         "-t1",
         f"-c{connections}",
-        f"-d{seconds:g}s",
+        f"-d{round(seconds)}s",
         "--timeout",
         "30s",
         "-s",
@@ -141,6 +142,7 @@ def run_schedule(port: int, requests: list[bytes], due_s: list[float]) -> dict[s
     address = ("127.0.0.1", port)
     idle, busy, waiting = [Connection(address)], [], deque[int]()
     took_ms: list[float] = []
+    refused_ms: list[float] = []
     refused = failed = place = 0
     last = due_s[-1] + PATIENCE_S
     start = time.perf_counter()
@@ -168,12 +170,14 @@ def run_schedule(port: int, requests: list[bytes], due_s: list[float]) -> dict[s
                 idle.append(connection)
             elif status:
                 refused += 1
+                refused_ms.append((time.perf_counter() - start - connection.due) * 1e3)
                 idle.append(connection)
             else:
                 failed += 1
     unanswered = len(due_s) - len(took_ms) - refused - failed
     seconds = max(due_s[-1], time.perf_counter() - start if unanswered else 0.0)
-    return figures(took_ms, seconds, refused=refused, failed=failed, late=unanswered)
+    said = figures(took_ms, seconds, refused=refused, failed=failed, late=unanswered)
+    return said | {"refused_p99_ms": quantile(sorted(refused_ms), 0.99)}
 
 
 def run_busy(port: int, requests: list[bytes], connections: int, seconds: float) -> dict[str, float]:

@@ -175,7 +175,7 @@ class Session:
         if running.workload.name == "text":
             found = self._window(running, seconds, lambda: self._kept_busy(running, connections, seconds, repeat))
         else:
-            self._wrk(running, connections, 0.5, 0.5)
+            self._wrk(running, connections, 1, 0.5)
             found = self._window(running, seconds, lambda: self._wrk(running, connections, seconds, 0.1 + 0.3 * repeat))
         part = "growth" if kind == "growth" else running.workload.name
         row = {"kind": kind, "workload": running.workload.name, "connections": connections, **found}
