@@ -7,7 +7,7 @@ through once per distinct value of a batch, with its count. Steps that need no d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +175,9 @@ class _Census:
                     differ = pc.and_(pc.not_equal(values.texts, values.texts[first]), pa.array(known))
                     self.merge(_Census(value=value, varies=bool(pc.any(differ).as_py())))
             elif not self.varies:
-                self.merge(_Census(value=values.data[first], varies=bool(np.any((values.data != values.data[first]) & known))))
+                # The first few mostly tell; all have to where they do not.
+                varies = any(np.any((part != values.data[first]) & there) for part, there in _first_then_all(values.data, known))
+                self.merge(_Census(value=values.data[first], varies=varies))
 
     def merge(self, other: _Census) -> None:
         self.rows += other.rows
@@ -193,6 +195,11 @@ class _Census:
         if column.type == "timestamp":
             return f"every value is {np.datetime64(int(self.value), 'us')} UTC"
         return f"every value is {bool(self.value) if column.type == 'boolean' else self.value!s:.60}"
+
+
+def _first_then_all(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    yield tuple(array[:LOOKED_AT] for array in arrays)
+    yield arrays
 
 
 @dataclass
