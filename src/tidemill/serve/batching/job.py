@@ -54,6 +54,9 @@ class Job:
     """Whether the answer may be given as the fields of its one row, in `row`."""
     row: dict[str, Any] | None = None
     error: Exception | None = None
+    queued: float = 0.0
+    predicted_s: float = 0.0
+    """From `queued` to the answer, as far as a queue could tell; 0 where nothing was in the way."""
     begun: float = 0.0
     ended: float = 0.0
 

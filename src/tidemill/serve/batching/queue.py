@@ -17,12 +17,9 @@ from tidemill.serve.batching.config import BatchConfig
 from tidemill.serve.batching.job import Job, Told
 from tidemill.serve.batching.parts import Part, Split
 from tidemill.serve.batching.rows import Rows
-from tidemill.serve.batching.speed import Speed
+from tidemill.serve.batching.speed import Caution, Speed
 from tidemill.serve.batching.waiting import Bounds, Waiting
 from tidemill.serve.http import Refused
-
-# A prediction is off by so much at times; a request that would be in time by less is refused rather than late.
-CAUTION = 1.2
 
 
 class Runs(Protocol):
@@ -47,6 +44,7 @@ class Queue:
         self._slots = slots
         self._told = told
         self._speed = Speed(unit_s)
+        self._caution = Caution()
         self._waiting = Waiting()
         self._jobs = 0
         self._running = 0
@@ -96,9 +94,11 @@ class Queue:
         wait_s = (self._waiting.cost(job.priority) + self._running / 2) * self._speed.unit_s / self._slots
         if self._jobs >= self._config.max_queue:
             raise _overload(f"{self._jobs} requests wait already", wait_s)
-        own_s = cost * self._speed.unit_s
-        if self._jobs and now + CAUTION * (wait_s + own_s) > job.due:
-            raise _overload(f"the answer would take about {wait_s + own_s:.2g} s, the request has {job.due - now:.2g} s", wait_s)
+        if self._jobs:
+            job.queued, job.predicted_s = now, wait_s + cost * self._speed.unit_s
+            predicted_s = job.predicted_s * self._caution.factor
+            if now + predicted_s > job.due:
+                raise _overload(f"the answer may take {predicted_s:.2g} s, the request has {job.due - now:.2g} s", wait_s)
 
     def _bounds(self) -> Bounds:
         cost = self._config.max_run_ms / 1e3 / self._speed.unit_s
@@ -145,8 +145,11 @@ class Queue:
     def _wanted(self, group: list[Part]) -> list[Part]:
         """Those whose answer is of use to somebody; the others' jobs fail."""
         now, wanted = perf_counter(), []
+        # Where others wait, what would be too late when it is done is not begun; one alone shows how long it takes now.
+        size = max(part.size for part in group) if self._jobs > len(group) else 0
+        run_s = size * sum(part.count for part in group) * self._speed.unit_s
         for part in group:
-            refusal = part.split.job.refusal(now)
+            refusal = part.split.job.refusal(now + run_s)
             if refusal is not None:
                 self._fail(part, refusal)
             elif not part.split.is_over:
@@ -181,6 +184,9 @@ class Queue:
         with self._lock:
             is_last = part.split.add(part, answers)
             self._jobs -= is_last
+            job = part.split.job
+            if is_last and job.predicted_s:
+                self._caution.add(job.predicted_s, ended - job.queued)
         if is_last:
             part.split.job.answers = part.split.answers()
             part.split.job.finish(ended)
