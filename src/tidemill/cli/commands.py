@@ -138,7 +138,7 @@ def serve(options: argparse.Namespace) -> int:
     said = given.section(options, "serve")
     logging = {"log": True, "log_folder": options.log} if options.log else {}
     overrides = {
-        "host": options.host, "port": options.port, "grpc_port": options.grpc_port, "threads": options.threads, "replicas": options.replicas, **logging,
+        "host": options.host, "port": options.port, "grpc_port": options.grpc_port, "threads": options.threads, "replicas": options.replicas, "runtime": options.runtime, "precision": options.precision, **logging,
     }  # fmt: skip
     overrides = {key: value for key, value in overrides.items() if value is not None}
     config = build(type(said), {**asdict(said), **overrides}, path="serve", where="command line")

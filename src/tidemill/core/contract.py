@@ -1,7 +1,7 @@
 """Promises, what was measured of them, and whether they hold.
 
 A contract is a list of promises; evidence is a set of dated measurements, each with the hardware that it was taken on.
-Quality, parity and size bind everywhere. Latency binds on hardware of the same fingerprint; elsewhere it is measured anew.
+Quality, parity and size bind everywhere. Latency and precision bind on hardware of the same fingerprint; elsewhere they are measured anew.
 """
 
 from __future__ import annotations
@@ -63,6 +63,19 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """`precision = { min_cosine = 0.999 }`: how far answers computed in bf16 may be from those in single precision.
+
+    Without it no server rounds: answers in bf16 would have to be as near as `parity` says.
+    """
+
+    max_difference: float | None = field(default=None, metadata={"min": 0.0})
+    """Largest difference of one number: absolute in probability and in an embedding's numbers, relative in regression."""
+    min_cosine: float | None = field(default=None, metadata={"min": 0.0, "max": 1.0})
+    """Smallest cosine of the angle between an embedding and itself in single precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContractConfig:
     """What a package promises. Parity, schema and being better than the trivial model are always promised."""
 
@@ -74,12 +87,16 @@ class ContractConfig:
     """Time for one row."""
     size: Size | None = None
     """Size of the graphs."""
+    precision: Rounding | None = None
+    """Answers in reduced precision, where they are quicker; none are given when absent."""
     parity: float = field(default=1e-5, metadata={"min": 0.0, "max": 1.0})
     """Largest difference between the graph and the native path: absolute in probability, relative in regression."""
 
     def check(self) -> None:
         if self.quality and self.quality.min is None and self.quality.max is None and self.quality.max_drop is None:
             raise ConfigError("contract.quality: must promise min, max or max_drop, got none of them")
+        if self.precision and self.precision.max_difference is None and self.precision.min_cosine is None:
+            raise ConfigError("contract.precision: must promise max_difference or min_cosine, got neither")
         if self.interval and self.interval.min_coverage is None and self.interval.max_width is None:
             raise ConfigError("contract.interval: must promise min_coverage or max_width, got none of them")
 
@@ -106,6 +123,11 @@ class ContractConfig:
             for name, limit in (("p50_ms", self.latency.p50_ms), ("p99_ms", self.latency.p99_ms)):
                 if limit is not None:
                     made.append(_promise(f"latency {name}", f"latency.{name}", "<=", limit))
+        if self.precision is not None:
+            if self.precision.max_difference is not None:
+                made.append(_promise("precision max_difference", "precision.max_difference", "<=", self.precision.max_difference))
+            if self.precision.min_cosine is not None:
+                made.append(_promise("precision min_cosine", "precision.min_cosine", ">=", self.precision.min_cosine))
         if self.size is not None:
             made.append(_promise("size max_mb", "size.mb", "<=", self.size.max_mb))
         return made
@@ -127,13 +149,13 @@ class Verdict:
 
 
 def judge(promises: list[dict[str, Any]], evidence: Mapping[str, Any], *, hardware: str | None = None) -> list[Verdict]:
-    """Each promise against the evidence; latency taken on another fingerprint than `hardware` does not bind."""
+    """Each promise against the evidence; latency and precision taken on another fingerprint than `hardware` do not bind."""
     verdicts = []
     for promise in promises:
         file, _, key = promise["measure"].partition(".")
         entry = evidence.get(file) or {}
         value = entry.get(key)
-        foreign = file == "latency" and hardware is not None and entry.get("hardware", {}).get("fingerprint") != hardware
+        foreign = file in ("latency", "precision") and hardware is not None and entry.get("hardware", {}).get("fingerprint") != hardware
         if value is None or foreign:
             verdicts.append(Verdict(promise=promise, measured=value, kept=None))
             continue

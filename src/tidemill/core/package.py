@@ -232,6 +232,14 @@ class Predictor:
         """Answers for prepared rows, whichever calls they came in, at once."""
         return self._answers(self._graph.run(self._preprocess.stack(rows), self._output))
 
+    def variants(self, example: Mapping[str, Any], count: int) -> Arrays:
+        """Inputs of `count` rows to try the package on, like its example and its baseline; the same ones at every call."""
+        one = self.signature.from_records([example])
+        if hasattr(self._preprocess, "variants"):
+            made: Arrays = self._preprocess.variants(one, count)
+            return made
+        return {name: np.repeat(array, count, axis=0) for name, array in one.items()}
+
     def close(self) -> None:
         """Give the graph's memory back; nothing may be asked then or later."""
         self._graph.close()

@@ -40,6 +40,7 @@ class Tokenize:
         self._tokenizer.enable_truncation(max_length=max_length)
         self._tokenizer.no_padding()
         self._column = column
+        self._max_length = max_length
         self._inputs = tuple(inputs)
         self._pad_id = pad_id
 
@@ -54,6 +55,17 @@ class Tokenize:
         """Each row's tokens, for `stack` to put together with whichever others."""
         texts = ["" if text == NULL_STRING else text for text in inputs[self._column].ravel().tolist()]
         return list(self._tokenizer.encode_batch_fast(texts))
+
+    def variants(self, example: Arrays, count: int, *, seed: int = 0) -> Arrays:
+        """`count` texts: the example, and its words shuffled and repeated, from one word to as many as are looked at."""
+        text = str(example[self._column].ravel()[0]) if len(example[self._column]) else ""
+        words = text.replace(NULL_STRING, "").split() or ["a"]
+        rng = np.random.default_rng(seed)
+        made = np.empty((count, 1), object)
+        for i, length in enumerate(np.geomspace(1, self._max_length, count).astype(int).tolist()):
+            made[i, 0] = " ".join(rng.choice(words, length).tolist())
+        made[0, 0] = text
+        return {self._column: made}
 
     def row_sizes(self, rows: Sequence[Any]) -> list[int]:
         """How many tokens each of `rows` has."""

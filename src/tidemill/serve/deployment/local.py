@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -54,7 +55,14 @@ class Deployment:
                 if slot.key in self._models or slot.key in self._ready:
                     continue
                 package = (opened or {}).get(slot) or slot.open()
-                model = self._ready[slot.key] = Model(package, threads=self._config.threads)
+                model = self._ready[slot.key] = Model(
+                    package,
+                    threads=self._config.threads,
+                    runtime=self._config.runtime,
+                    precision=self._config.precision,
+                    parallel=self._config.workers or os.cpu_count() or 1,
+                    events=self._events,
+                )
                 model.keep_contract(accept_latency=self._accept_latency, events=self._events)
                 told = f"{model.name} {model.version}: {model.row_ms:.3g} ms a row"
                 self._events.emit("serve.loaded", told, model=model.name, version=model.version)
