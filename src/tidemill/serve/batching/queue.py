@@ -137,7 +137,8 @@ class Queue:
                 self._came.wait()
                 continue
             bounds = self._bounds()
-            delay_s = first.split.job.arrived + self._config.max_delay_ms / 1e3 - perf_counter()
+            job = first.split.job
+            delay_s = min(job.arrived + self._config.max_delay_ms / 1e3, job.due) - perf_counter()
             if delay_s <= 0 or self._closed or len(self._waiting) >= bounds.rows or self._waiting.cost() >= bounds.cost:
                 return self._waiting.group(first, bounds)
             self._came.wait(delay_s)
