@@ -37,6 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "deep": {"model": {"max_depth": 6}},
     "shallow": {"model": {"max_depth": 4}},
     "wide-leaves": {"model": {"min_child_weight": 10}},
+    "squared": {"model": {"loss": "squared"}},
+    "poisson": {"model": {"loss": "poisson"}},
     "linear": {"model": {"kind": "linear"}},
 }
 

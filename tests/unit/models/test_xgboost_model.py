@@ -111,6 +111,14 @@ def test_trees_of_logarithms_answer_the_same_as_a_graph_and_after_loading(tmp_pa
     np.testing.assert_array_equal(graph_answer(loaded, rows.x_NF), graph_answer(fitted, rows.x_NF))
 
 
+def test_many_trees_of_logarithms_lose_no_digits() -> None:
+    rng = np.random.default_rng(0)
+    x_NF = rng.normal(size=(1000, 3)).astype(np.float32)
+    many = MemoryMatrix(x_NF, rng.poisson(np.exp(8 + x_NF[:, 0])).astype(np.float64))
+    fitted = fit(many, many, task="regression", loss="poisson", num_rounds=600, early_stopping=0, max_depth=3)
+    np.testing.assert_allclose(graph_answer(fitted, x_NF), fitted.predict(x_NF), rtol=4e-6)
+
+
 def test_a_loss_must_suit_the_task_and_the_targets() -> None:
     with pytest.raises(ConfigError, match=r"model.loss: must be auto for a binary task, got 'poisson'"):
         fit(matrix(0), matrix(1), loss="poisson")
