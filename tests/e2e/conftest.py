@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -171,3 +172,15 @@ def project(make_project: Callable[..., SmallProject], tmp_path: Path) -> SmallP
 @pytest.fixture(scope="session")
 def make_rows() -> Callable[..., pa.Table]:
     return rows_table
+
+
+@pytest.fixture(scope="session")
+def serving() -> Any:
+    """The module `serving_load` beside this file: servers of a ledger, and callers that note what fails."""
+    spec = importlib.util.spec_from_file_location("serving_load", Path(__file__).parent / "serving_load.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
