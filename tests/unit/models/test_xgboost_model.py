@@ -88,7 +88,11 @@ def test_counts_take_the_loss_that_is_better_on_the_validation_rows(tmp_path: Pa
     (rows,) = valid.batches()
 
     def error(**params: Any) -> float:
-        return float(np.sqrt(np.mean((fit(train, valid, task="regression", max_depth=4, learning_rate=0.3, **params).predict(rows.x_NF) - rows.y_N) ** 2)))
+        return float(
+            np.sqrt(
+                np.mean((fit(train, valid, task="regression", max_depth=4, learning_rate=0.3, **params).predict(rows.x_NF) - rows.y_N) ** 2)
+            )
+        )
 
     errors = {loss: error(loss=loss) for loss in ("squared", "poisson", "auto")}
     assert errors["auto"] == errors["poisson"] < errors["squared"], errors
@@ -102,7 +106,8 @@ def test_trees_of_logarithms_answer_the_same_as_a_graph_and_after_loading(tmp_pa
     (rows,) = train.batches()
     fitted = fit(train, counts(1), task="regression", loss="poisson", max_depth=3)
     native_N = fitted.predict(rows.x_NF)
-    assert fitted.answers_logarithms and native_N.min() > 0
+    assert fitted.answers_logarithms
+    assert native_N.min() > 0
     np.testing.assert_array_equal(fitted.score(rows.x_NF)[:, 0], native_N)
     np.testing.assert_allclose(graph_answer(fitted, rows.x_NF), native_N, rtol=1e-5)
     fitted.save(tmp_path)
