@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
@@ -81,7 +82,7 @@ class RsgiApp:
             if not answered.done():
                 await answered
             return
-        done = partial(loop.call_soon_threadsafe, _settle, answered)
+        done = partial(_settle_from_anywhere, loop, answered)
         leaving = asyncio.ensure_future(protocol.client_disconnect())
         call.request.wanted = lambda: not leaving.done()
         try:
@@ -149,3 +150,8 @@ class RsgiApp:
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _settle_from_anywhere(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and nobody waits
+        loop.call_soon_threadsafe(_settle, future)

@@ -15,10 +15,10 @@ from tidemill.core.errors import Unavailable
 from tidemill.core.package import Answers
 from tidemill.serve.batching.config import BatchConfig
 from tidemill.serve.batching.job import Job, Told
-from tidemill.serve.batching.parts import Part, Split
+from tidemill.serve.batching.parts import Bounds, Part, Split
 from tidemill.serve.batching.rows import Rows
 from tidemill.serve.batching.speed import Caution, Speed
-from tidemill.serve.batching.waiting import Bounds, Waiting
+from tidemill.serve.batching.waiting import Waiting
 from tidemill.serve.http import Refused
 
 
