@@ -19,7 +19,8 @@ from tidemill.core.errors import ConfigError, MissingDependency, Unsupported
 from tidemill.core.events import Events, now
 from tidemill.core.graph import Arrays
 from tidemill.core.load import names
-from tidemill.core.package import Answers, Package, Predictor
+from tidemill.core.package import Package, Predictor
+from tidemill.core.precision import keeps, measure_precision
 from tidemill.core.runtime import DEFAULT, Precision
 
 EVIDENCE = "bench"
@@ -69,7 +70,7 @@ def bench_package(
 
     Returns:
         `points`, each a run; `best`, the fewest rows at once that reach nine tenths of the highest throughput, and how they were run;
-        `single`, the way in which one row is answered soonest; both among the `runtimes` whose answers are within the package's parity.
+        `single`, the way in which one row is answered soonest; both among the `runtimes` whose answers keep the contract.
 
     Raises:
         Unsupported: If a runtime that is named cannot run the package.
@@ -99,7 +100,7 @@ def bench_package(
         predictor.close()
     events.emit("bench.done", "measured")
     points = [dict(timings.middle(found, gain="rows_per_s")) for found in runs.values()]
-    kept = [point for point in points if runtimes[point["runtime"]]["within_parity"]] or points
+    kept = [point for point in points if runtimes[point["runtime"]]["kept"]] or points
     return {
         "of": "package",
         "name": package.name,
@@ -107,7 +108,7 @@ def bench_package(
         "identity": package.identity,
         "rows": len(rows),
         "points": points,
-        "best": best(kept, _promised(package, "latency.p99_ms")),
+        "best": best(kept, _promised(package)),
         "single": _single(kept),
         "runtimes": runtimes,
         "left_out": left_out,
@@ -177,32 +178,17 @@ def _sessions(package: Package, plan: RunPlan, ways: Sequence[tuple[int, int]]) 
 def _compared(
     package: Package, made: Mapping[tuple[str, int], Sequence[Predictor]], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """By runtime, how far its answers are from those of the default one, and whether that is within the package's parity."""
-    limit = _promised(package, "parity.max_difference")
-    some = rows[:: max(1, len(rows) // COMPARED_ROWS)][:COMPARED_ROWS]
+    """By runtime, how far its answers are from those of ONNX Runtime in single precision, and whether the contract allows that."""
     usual = Predictor(package)
-    expected = usual.records(some)
-    usual.close()
+    inputs = usual.signature.from_records(rows[:: max(1, len(rows) // COMPARED_ROWS)][:COMPARED_ROWS])
     found: dict[str, dict[str, Any]] = {}
     for (runtime, _), predictors in made.items():
         if runtime not in found:
-            difference = _difference(predictors[0].records(some), expected)
-            found[runtime] = {
-                "version": predictors[0].runtime.version,
-                "max_difference": difference,
-                "within_parity": limit is None or difference <= limit,
-            }
+            measured = measure_precision(predictors[0], usual, inputs)
+            kept = all(verdict.kept is True for verdict in keeps(package, measured))
+            found[runtime] = {name: value for name, value in measured.items() if name not in ("hardware", "at")} | {"kept": kept}
+    usual.close()
     return found
-
-
-def _difference(answers: Answers, expected: Answers) -> float:
-    """The largest difference, as parity measures it: absolute in probability, else relative to the size of what was expected."""
-    one, other = (np.asarray(found.values, np.float64) for found in (answers, expected))
-    apart = np.abs(one - other)
-    if expected.probability is None:
-        size = np.abs(other)
-        apart /= np.maximum(np.maximum(size, size.mean()), np.finfo(np.float64).tiny)
-    return float(apart.max())
 
 
 def _inputs(predictor: Predictor, rows: Sequence[Mapping[str, Any]], batch: int) -> list[Arrays]:
@@ -258,6 +244,6 @@ def _run(predictors: Sequence[Predictor], inputs: Sequence[Arrays], batch: int, 
     }
 
 
-def _promised(package: Package, measure: str) -> float | None:
-    limits = [float(promise["limit"]) for promise in package.contract() if promise["measure"] == measure]
+def _promised(package: Package) -> float | None:
+    limits = [float(promise["limit"]) for promise in package.contract() if promise["measure"] == "latency.p99_ms"]
     return min(limits) if limits else None

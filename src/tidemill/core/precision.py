@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tidemill.core.contract import hardware
+from tidemill.core.contract import Verdict, hardware, judge
 from tidemill.core.events import now
-from tidemill.core.package import Answers, Predictor
+from tidemill.core.package import Answers, Package, Predictor
+
+PRECISION = "precision"
 
 
 def measure_precision(predictor: Predictor, reference: Predictor, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -35,6 +37,20 @@ def measure_precision(predictor: Predictor, reference: Predictor, inputs: dict[s
     elif exact.prediction.ndim == 2:
         evidence["min_cosine"] = _cosine(found.prediction, exact.prediction)
     return evidence
+
+
+def keeps(package: Package, evidence: dict[str, Any]) -> list[Verdict]:
+    """What the contract says of a runtime's distance: its promises of precision where it rounds, else its parity."""
+    promises = package.contract()
+    rounding = [promise for promise in promises if promise["measure"].startswith(f"{PRECISION}.")]
+    if evidence["precision"] == "fp32" or not rounding:
+        said = f"{evidence['precision']} in {evidence['runtime']}"
+        rounding = [
+            {**promise, "name": f"parity of {said}", "measure": f"{PRECISION}.max_difference"}
+            for promise in promises
+            if promise["measure"] == "parity.max_difference"
+        ]
+    return judge(rounding, {PRECISION: evidence}, hardware=hardware()["fingerprint"])
 
 
 def _difference(found: Answers, exact: Answers, *, relative: bool) -> float:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from tidemill.core.contract import Verdict, hardware, judge
+from tidemill.core.contract import Verdict, hardware
 from tidemill.core.errors import ConfigError, ContractViolation, TidemillError
 from tidemill.core.events import Events
 from tidemill.core.package import Package, Predictor, add_evidence
-from tidemill.core.precision import measure_precision
+from tidemill.core.precision import PRECISION, keeps, measure_precision
 from tidemill.core.runtime import DEFAULT, Precision
 
-PRECISION = "precision"
 TRIED_ROWS = 16
 
 
@@ -54,20 +53,6 @@ def choose(
     if runtime == "auto":
         runtime = "openvino" if precision == "bf16" else DEFAULT
     return _held(package, runtime, "bf16" if precision == "bf16" else "fp32", options, events)
-
-
-def keeps(package: Package, evidence: dict[str, Any]) -> list[Verdict]:
-    """What the contract says of a runtime's distance: its promises of precision where it rounds, else its parity."""
-    promises = package.contract()
-    rounding = [promise for promise in promises if promise["measure"].startswith(f"{PRECISION}.")]
-    if evidence["precision"] == "fp32" or not rounding:
-        said = f"{evidence['precision']} in {evidence['runtime']}"
-        rounding = [
-            {**promise, "name": f"parity of {said}", "measure": f"{PRECISION}.max_difference"}
-            for promise in promises
-            if promise["measure"] == "parity.max_difference"
-        ]
-    return judge(rounding, {PRECISION: evidence}, hardware=hardware()["fingerprint"])
 
 
 def _may_round(package: Package) -> bool:

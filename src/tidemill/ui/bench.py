@@ -37,7 +37,7 @@ def sentence(found: Mapping[str, Any]) -> str:
     if found["of"] == "package":
         best, single = found["best"], found["single"]
         return (
-            f"{number(round(best['rows_per_s']))} rows/s with {way(best)}, {best['batch']} rows at once"
+            f"{number(round(best['rows_per_s']))} rows/s with {way(best)}, {_rows(best['batch'])} at once"
             f" ({milliseconds(best['latency']['p50_ms'])} a call); one row alone takes {milliseconds(single['latency']['p50_ms'])}."
         )
     if any("rate" in point for point in found["points"]):
@@ -65,10 +65,8 @@ def cautions(found: Mapping[str, Any]) -> list[str]:
             f"other programs took part of this machine: a session that is always busy had {share:.0%} of a core".replace("%", "\u00a0%")
         )
     for name, one in found.get("runtimes", {}).items():
-        if not one["within_parity"]:
-            said.append(
-                f"answers of {name} differ by up to {number(one['max_difference'], digits=2)}, beyond the package's parity: not a choice"
-            )
+        if not one["kept"]:
+            said.append(f"answers of {name} {_apart(one)}, which the contract does not allow: not a choice")
     said += [f"left out: {reason}" for reason in found.get("left_out", ())]
     if limited := [point for point in points if point.get("client_limited")]:
         said.append(f"in {len(limited)} of {len(points)} runs this client was as busy as one thread can be: the server may do more")
@@ -298,7 +296,7 @@ def _conditions(found: Mapping[str, Any]) -> Section:
         ]
     else:
         rows += [
-            (name, f"{one['version']}; answers differ by up to {number(one['max_difference'], digits=2)} from ONNX Runtime's")
+            (name, f"{one['runtime']}, {one['precision']}; answers {_apart(one)} from those of {one['against']}")
             for name, one in found["runtimes"].items()
         ]
         rows.append(("Identity", found["identity"][:12]))
@@ -307,6 +305,11 @@ def _conditions(found: Mapping[str, Any]) -> Section:
 
 def _named(found: Mapping[str, Any]) -> str:
     return f"{found['name']} {found['version']}" if found["version"] is not None else str(found["name"])
+
+
+def _apart(one: Mapping[str, Any]) -> str:
+    cosine = f" (cosine at least {one['min_cosine']:.6f})" if "min_cosine" in one else ""
+    return f"differ by up to {number(one['max_difference'], digits=2)}{cosine}"
 
 
 def _rows(count: int) -> str:
