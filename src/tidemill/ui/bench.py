@@ -166,7 +166,8 @@ def _of_server(found: Mapping[str, Any]) -> list[Section | None]:
 
 def _of_package(found: Mapping[str, Any]) -> list[Section | None]:
     points = found["points"]
-    ways = list(dict.fromkeys(way(point) for point in points))
+    quickest = sorted(points, key=lambda point: -float(point["rows_per_s"]))
+    ways = list(dict.fromkeys(way(point) for point in quickest))[: len(WAYS)]
     by_way = {name: [point for point in points if way(point) == name] for name in ways}
     x = _log_axis([point["batch"] for point in points], "rows at once")
     top = max(float(point["rows_per_s"]) for point in points) * 1.06
@@ -271,7 +272,7 @@ def _table(found: Mapping[str, Any], points: Sequence[Point]) -> Html:
     heads, rows = columns({**found, "points": points})
     marked = ["best" if row[-1].startswith(("knee", "best")) else None for row in rows]
     cells = [[*row[:-1], badge(row[-1], "warn" if "limit" in row[-1] or "x" in row[-1] else "plain") if row[-1] else ""] for row in rows]
-    return table(heads, cells, caption="Every run", numbers=range(len(heads) - 1), marked=marked)
+    return table(heads, cells, caption="Every run", numbers=range(heads[0] == "runtime", len(heads) - 1), marked=marked)
 
 
 def _conditions(found: Mapping[str, Any]) -> Section:
