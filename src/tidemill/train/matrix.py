@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OUTPUT = "features"
 
 # A batch under way, and what is read of a file at once.
-BATCH_BYTES = 32 << 20
+BATCH_BYTES = 16 << 20
 BUFFER_BYTES = 64 << 10
 LEAST_ROWS = 1_024
 
@@ -38,7 +38,7 @@ class FeatureMatrix:
     do not fit, each pass reads and computes them again, and no more than a few batches are in memory.
 
     Args:
-        batch_rows: Rows of a batch at most; fewer where they would take more than some 32 MiB.
+        batch_rows: Rows of a batch at most; fewer where they would take more than some 16 MiB.
         like: Another split of the same artifacts, whose graph this one shares where it is the same.
 
     Raises:
