@@ -14,7 +14,7 @@ from tidemill.serve.http import Refused, Request, Response, json_response
 from tidemill.serve.routes import Route
 
 INDEX = "/v2/repository/index"
-_MODELS = "/v2/repository/models/"
+MODELS = "/v2/repository/models/"
 
 
 class Repository(Protocol):
@@ -41,7 +41,7 @@ def index_route(standings: Callable[[], Sequence[Standing]]) -> Route:
 
 def named_routes(path: str, repository: Repository) -> Mapping[str, Route]:
     """The route that loads or unloads the name in a path; empty for another path."""
-    name, slash, action = path.removeprefix(_MODELS).partition("/") if path.startswith(_MODELS) else ("", "", "")
+    name, slash, action = path.removeprefix(MODELS).partition("/") if path.startswith(MODELS) else ("", "", "")
     if not (slash and name) or action not in ("load", "unload"):
         return {}
     ref = unquote(name)
@@ -59,7 +59,7 @@ def named_routes(path: str, repository: Repository) -> Mapping[str, Route]:
         return json_response({})
 
     subject = ref.partition("@")[0].partition("/")[0]
-    label = f"{_MODELS}{{model}}/{action}"
+    label = f"{MODELS}{{model}}/{action}"
     return {
         "POST": Route(method="POST", path=path, label=label, handle=change, plain=False, verb="admin", subject=subject, waits=True),
     }

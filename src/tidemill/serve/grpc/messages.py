@@ -21,6 +21,9 @@ METHODS = {
     "ServerMetadata": ("ServerMetadataRequest", "ServerMetadataResponse"),
     "ModelMetadata": ("ModelMetadataRequest", "ModelMetadataResponse"),
     "ModelInfer": ("ModelInferRequest", "ModelInferResponse"),
+    "RepositoryIndex": ("RepositoryIndexRequest", "RepositoryIndexResponse"),
+    "RepositoryModelLoad": ("RepositoryModelLoadRequest", "RepositoryModelLoadResponse"),
+    "RepositoryModelUnload": ("RepositoryModelUnloadRequest", "RepositoryModelUnloadResponse"),
 }
 
 # Message: fields in the order of their numbers, from 1; `*` is repeated, `%` a map from text, `|` one of a choice.
@@ -46,6 +49,14 @@ _MESSAGES = {
     "InferOutputTensor": "string name, string datatype, int64* shape, InferParameter% parameters, InferTensorContents contents",
     "ModelInferResponse": "string model_name, string model_version, string id, InferParameter% parameters, InferOutputTensor* outputs,"
     " bytes* raw_output_contents",
+    "RepositoryIndexRequest": "string repository_name, bool ready",
+    "ModelIndex": "string name, string version, string state, string reason",
+    "RepositoryIndexResponse": "ModelIndex* models",
+    "RepositoryModelLoadRequest": "string repository_name, string model_name, RepositoryParameter% parameters",
+    "RepositoryModelLoadResponse": "",
+    "RepositoryModelUnloadRequest": "string repository_name, string model_name, RepositoryParameter% parameters",
+    "RepositoryModelUnloadResponse": "",
+    "RepositoryParameter": "bool| bool_param, int64| int64_param, string| string_param, bytes| bytes_param",
 }
 
 

@@ -18,6 +18,7 @@ from tidemill.core.errors import ConfigError, Conflict
 from tidemill.core.load import need
 from tidemill.serve.app import App
 from tidemill.serve.batching.wishes import PRIORITY, TIMEOUT
+from tidemill.serve.deployment.repository import INDEX, MODELS
 from tidemill.serve.grpc.messages import METHODS, PACKAGE, SERVICE, messages
 from tidemill.serve.http import Request, Response
 from tidemill.serve.oip import JSON_LENGTH
@@ -107,6 +108,22 @@ class GrpcServer:
         body = b"".join([head, *raw])
         path = f"{_address(given.model_name, given.model_version)}/infer"
         return self._as_message(self._asked("POST", path, context, body, json_length=len(head)))
+
+    def _RepositoryIndex(self, given: Any, context: Any) -> Any:  # noqa: N802
+        listed = msgspec.json.decode(self._asked("POST", INDEX, context, msgspec.json.encode({"ready": given.ready})).body)
+        return self._messages["RepositoryIndexResponse"](models=listed)
+
+    def _RepositoryModelLoad(self, given: Any, context: Any) -> Any:  # noqa: N802
+        return self._changed("load", given, context)
+
+    def _RepositoryModelUnload(self, given: Any, context: Any) -> Any:  # noqa: N802
+        return self._changed("unload", given, context)
+
+    def _changed(self, action: str, given: Any, context: Any) -> Any:
+        """KServe's message has the model's name where Triton's has its repository's."""
+        name = given.model_name or given.repository_name
+        self._asked("POST", f"{MODELS}{quote(name, safe='')}/{action}", context, b"")
+        return self._messages[f"RepositoryModel{action.title()}Response"]()
 
     def _as_rest(self, given: Any, context: Any) -> tuple[bytes, list[bytes]]:
         """The JSON and the raw tensors of the REST request that says the same."""
