@@ -269,10 +269,12 @@ def _latency_axis(values: Sequence[float]) -> Axis:
 
 
 def _table(found: Mapping[str, Any], points: Sequence[Point]) -> Html:
+    """Every run, what is to be said of it first: the last columns of a wide table are out of sight."""
     heads, rows = columns({**found, "points": points})
     marked = ["best" if row[-1].startswith(("knee", "best")) else None for row in rows]
-    cells = [[*row[:-1], badge(row[-1], "warn" if "limit" in row[-1] or "x" in row[-1] else "plain") if row[-1] else ""] for row in rows]
-    return table(heads, cells, caption="Every run", numbers=range(heads[0] == "runtime", len(heads) - 1), marked=marked)
+    cells = [[badge(row[-1], "warn" if "limit" in row[-1] or " x " in row[-1] else "plain") if row[-1] else "", *row[:-1]] for row in rows]
+    numbers = range(2 if heads[0] == "runtime" else 1, len(heads))
+    return table([heads[-1], *heads[:-1]], cells, caption="Every run", numbers=numbers, marked=marked)
 
 
 def _conditions(found: Mapping[str, Any]) -> Section:
