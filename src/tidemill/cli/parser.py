@@ -105,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--target", help="column of true values in the sample")
     package.add_argument("--name", help="name of the package (default: of the file)")
     package.add_argument("--task", choices=["binary", "multiclass", "regression"], help="told from the model and target when absent")
+    package.add_argument("--image", metavar="IMAGE.json", help="what is done to an image before the ONNX file sees it")
     package.add_argument("--key", action="append", help="column that batch prediction copies through; repeatable")
     package.add_argument("--trust-pickle", action="store_true", help="load a joblib or pickle file, which runs its code here and now")
     package.add_argument("--out", help="write the package to this folder instead of registering it")
@@ -138,7 +139,9 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--grpc-port", type=int, help="port for gRPC (default: none)")
     serve.add_argument("--threads", type=int, help="threads of the runtime")
     serve.add_argument("--runtime", help="auto (default), onnxruntime, openvino, cuda or tensorrt")
-    serve.add_argument("--precision", choices=["auto", "fp32", "bf16"], help="how exactly to compute (default auto: as the contract allows)")
+    serve.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16"], help="how exactly to compute (default auto: as the contract allows)"
+    )
     serve.add_argument("--log", metavar="FOLDER", help="write a prediction log into this folder")
     serve.add_argument("--accept-latency", action="store_true", help="start even where latency is above the promise on this machine")
     serve.add_argument("--allow-open", action="store_true", help="listen on a public address without access control")
@@ -153,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     new.add_argument(
         "--scope",
         action="append",
-        help="predict, read or metrics, each also for one model, predict:NAME; repeatable (default: predict and read)",
+        help="predict, read, metrics or admin, each also for one model, predict:NAME; repeatable (default: predict and read)",
     )
     new.add_argument("--expires", metavar="TIME", help="end it after 30m, 24h, 90d (default: never)")
     known = add(inside, "list", keys.listed, "Keys, without what is secret.", "tidemill serve keys list")
