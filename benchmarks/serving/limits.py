@@ -40,6 +40,7 @@ def sorted_batches(package: Any, texts: list[str], size: int) -> list[Inputs]:
     settings = json.loads((package / "tidemill.json").read_text(encoding="utf-8"))["signature"]["preprocess_config"]
     tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
     tokenizer.enable_truncation(settings["max_length"])
+    tokenizer.no_padding()
     encoded = sorted((tokenizer.encode(text).ids for text in texts), key=len)
     made = []
     for start in range(0, len(encoded), size * STEP):

