@@ -219,7 +219,7 @@ def test_a_wrong_value_names_its_field_and_row(connect: Callable[..., Answering]
         client.predict_batch(table().drop_columns(["fare"]))
     with pytest.raises(DataError, match="at least one row"):
         client.predict_batch([])
-    with pytest.raises(DataError, match="rows must be a list of records or texts"):
+    with pytest.raises(DataError, match="rows must be a list of records, texts or images"):
         client.predict_batch(7)
 
 

@@ -26,7 +26,7 @@ from tidemill.core.runtime import DEFAULT, Precision
 EVIDENCE = "bench"
 
 ROW_BATCHES = (1, 4, 16, 64, 256, 1024)
-TEXT_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+FEW_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # A run gives more rows to a call no further, once one call takes so long, in seconds.
 LONG_S = 2.0
 MIN_CALLS = 5
@@ -79,7 +79,7 @@ def bench_package(
     plan.check()
     cores = contract.hardware()["cores"]
     ways = _ways(plan, cores)
-    batches = plan.batch or (TEXT_BATCHES if package.kind == "text" else ROW_BATCHES)
+    batches = plan.batch or (ROW_BATCHES if package.kind == "row" else FEW_BATCHES)
     rows = list(records) if records else [package.example]
     made, left_out = _sessions(package, plan, ways)
     runtimes = _compared(package, made, rows)

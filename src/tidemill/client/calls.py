@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import gzip
 import json
@@ -17,7 +18,7 @@ from tidemill.core.errors import ConfigError, DataError, TidemillError, Unavaila
 
 JSON = "application/json"
 
-Record = Mapping[str, Any] | str
+Record = Mapping[str, Any] | str | bytes
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,15 @@ def address(model: str | None, version: str | None) -> str:
 
 def predict(at: str, record: Record) -> Outgoing:
     """The request for one record."""
-    return _post(f"{at}/predict", {"text": record} if isinstance(record, str) else record)
+    word = {str: "text", bytes: "image"}.get(type(record))
+    return _post(f"{at}/predict", record if word is None else {word: record})
 
 
 def predict_batch(at: str, records: Sequence[Record]) -> Outgoing:
-    """The request for many records, or many texts."""
-    texts = bool(records) and all(isinstance(record, str) for record in records)
-    return _post(f"{at}/predict_batch", {"texts" if texts else "records": list(records)})
+    """The request for many records, many texts, or many images."""
+    kinds = {type(record) for record in records}
+    word = "texts" if kinds == {str} else "images" if kinds == {bytes} else "records"
+    return _post(f"{at}/predict_batch", {word: list(records)})
 
 
 def read_answer(reply: Reply) -> Any:
@@ -128,7 +131,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: NaN, NaT and infinities as null, times as ISO 8601, NumPy scalars as numbers."""
+    """A value as JSON has it: NaN, NaT and infinities as null, times as ISO 8601, NumPy scalars as numbers, bytes in base64."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -139,6 +142,8 @@ def _plain(value: Any) -> Any:
         return None
     if hasattr(value, "isoformat"):
         return value.isoformat()
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode()
     if not isinstance(value, (bool, int, float, str)):
         raise DataError(f"every value must be a number, text, true or false, a time or null, got {type(value).__name__}")
     return value

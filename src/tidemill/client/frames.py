@@ -63,7 +63,8 @@ class RecordRows(Rows):
     """A list of records or texts; `finish` makes of the answers what the caller is to have."""
 
     def __init__(self, records: Sequence[Record], finish: Callable[[list[dict[str, Any]]], Any] = list) -> None:
-        super().__init__(len(records), PART_RECORDS)
+        images = sum(len(record) for record in records if isinstance(record, bytes))
+        super().__init__(len(records), min(PART_RECORDS, _part_rows(len(records), images)) if images else PART_RECORDS)
         self._records = records
         self._finish = finish
 

@@ -2,7 +2,7 @@
 
 | given | travels as | answered as |
 |---|---|---|
-| a list of records or texts | JSON | a list of records |
+| a list of records, texts or images (bytes) | JSON | a list of records |
 | an Arrow table, or what exports an Arrow stream | Arrow | an Arrow table |
 | a pandas frame | Arrow where pyarrow is installed, else JSON | a pandas frame with the same index |
 | a Polars frame | Arrow | a Polars frame |
@@ -41,5 +41,5 @@ def read(given: Any) -> Rows:
     if isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
         return RecordRows(given if isinstance(given, Sequence) else list(given))
     raise DataError(
-        f"rows must be a list of records or texts, an Arrow table, a pandas or Polars frame, or NumPy arrays, got {type(given).__name__}"
+        f"rows must be a list of records, texts or images, an Arrow table, a pandas or Polars frame, or NumPy arrays, got {type(given).__name__}"
     )

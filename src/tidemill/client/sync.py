@@ -81,7 +81,7 @@ class Client:
         return self._core.server.url
 
     def predict(self, record: Record, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """The answer for one record: a mapping of fields, or a text for a text package.
+        """The answer for one record: a mapping of fields, a text for a text package, the bytes of an image for one of images.
 
         Args:
             timeout_s: Time for this call; the client's when absent.
@@ -102,7 +102,7 @@ class Client:
         """The answers for many rows, in their order and in kind; large tables go in parts.
 
         Args:
-            rows: A list of records or texts, an Arrow table, a pandas or Polars frame: answered as such. NumPy arrays by column, a
+            rows: A list of records, texts or images, an Arrow table, a pandas or Polars frame: answered as such. NumPy arrays by column, a
                 structured array, or [N, C] in the order of the model's columns: answered as arrays, `prediction` and, with
                 classes, `probability` [N, K].
             timeout_s: Time for each part; the client's when absent.

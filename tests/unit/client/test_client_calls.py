@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from tidemill.client.calls import address, predict, predict_batch, read_answer, retry_after, unpacked
+from tidemill.client.frames import RecordRows
 from tidemill.client.http1 import Reply
 from tidemill.core.errors import ConfigError, DataError, TidemillError, Unavailable
 
@@ -40,13 +41,14 @@ def sent(value: Any) -> Any:
         (pd.Timestamp("2013-06-01", tz="UTC"), "2013-06-01T00:00:00+00:00"),
         (None, None),
         ("", ""),
+        (b"\xff\xd8", "/9g="),
     ],
 )
 def test_values_of_notebooks_become_json(value: Any, expected: Any) -> None:
     assert sent(value) == expected
 
 
-@pytest.mark.parametrize("value", [object(), b"bytes", {1, 2}, "\ud800", np.zeros(2)])
+@pytest.mark.parametrize("value", [object(), {1, 2}, "\ud800", np.zeros(2)])
 def test_what_json_cannot_hold_is_refused_before_it_is_sent(value: Any) -> None:
     with pytest.raises(DataError):
         sent(value)
@@ -57,6 +59,12 @@ def test_texts_go_in_the_shape_of_texts() -> None:
     assert json.loads(predict_batch("", ["a", "b"]).body or b"") == {"texts": ["a", "b"]}
     assert json.loads(predict_batch("", [{"a": 1}]).body or b"") == {"records": [{"a": 1}]}
     assert json.loads(predict_batch("", []).body or b"") == {"records": []}
+
+
+def test_images_go_in_base64() -> None:
+    assert json.loads(predict("", b"\xff\xd8").body or b"") == {"image": "/9g="}
+    assert json.loads(predict_batch("", [b"\xff\xd8", b"\xff"]).body or b"") == {"images": ["/9g=", "/w=="]}
+    assert RecordRows([b"x" * 3_000_000] * 10).part_rows == 2
 
 
 def test_a_model_has_an_address_by_name_and_version() -> None:
