@@ -46,6 +46,9 @@ from tidemill.serve.table import Table
 INLINE_BYTES = 16_384
 PREPARED_BYTES = 2_048
 
+# Versions that answer no more whose counts are shown still.
+PAST_VERSIONS = 4
+
 _ID = "x-request-id"
 _STATUSES = {status: str(status) for status in range(200, 600)}
 _NOWHERE = Route(method="", path="", label="none", handle=lambda _: Response(404, []))
@@ -99,6 +102,8 @@ class App:
         self._access_log = AccessLog(self.config.access_log) if self.config.access_log is not None else None
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(4)
+        self._past: list[tuple[str, str]] = []
+        self._forgetting = threading.Lock()
         self._table = Table(models=(), routes={})
         if not models:
             raise ConfigError("at least one package must be served, got none")
@@ -142,6 +147,13 @@ class App:
         batches = self._batches.pop(model, None)
         if batches is not None:
             batches.close()
+        with self._forgetting:
+            if (model.name, model.version) in self._past:
+                self._past.remove((model.name, model.version))
+            self._past.append((model.name, model.version))
+            old = self._past.pop(0) if len(self._past) > PAST_VERSIONS else None
+        if old is not None and old not in [(one.name, one.version) for one in self.models]:
+            self.metrics.forget(*old)
 
     def handle(self, request: Request) -> Response:
         """The response, whatever the request; never raises."""
@@ -373,8 +385,9 @@ class App:
             counted.request_seconds.sample(call.route.label).observe(ended - request.arrived)
             if work is not None and job is not None:
                 queued = call.started - request.arrived + job.begun - call.parsed
-                counts = self._batches[work.model].counted
-                counts.call(work.rows, queued, call.parsed - call.started, job.ended - job.begun, ended - job.ended)
+                batches = self._batches[work.model]
+                batches.counted.call(work.rows, queued, call.parsed - call.started, job.ended - job.begun, ended - job.ended)
+                batches.queue.learn(job, ended)
 
     def _count_log(self, outcome: str, rows: int) -> None:
         with self.metrics.lock:

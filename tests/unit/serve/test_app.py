@@ -179,3 +179,38 @@ def test_the_steps_may_be_taken_apart(packages: Path) -> None:
     app.begin(call, lambda: ended.append(True))
     assert ended == [True]
     assert app.finish(call).body == app.handle(call.request).body
+
+
+def test_counts_of_versions_long_gone_are_not_shown(app: App, ask: Ask, packages: Path) -> None:
+    models = [Model(Package.open(packages / "binary", version=str(number))) for number in range(10, 18)]
+    for model in models:
+        app.replace([model])
+        assert ask("POST", "/predict", EXAMPLE)[0] == 200
+        assert model.holds.enter()
+        model.holds.leave()
+    for model in models[:-1]:
+        app.forget(model)
+    text = app.metrics.render().decode()
+    assert [number for number in range(10, 18) if f'tidemill_rows_total{{model="binary",version="{number}"}}' in text] == [
+        13,
+        14,
+        15,
+        16,
+        17,
+    ]
+    assert ask("POST", "/models/binary/versions/12/predict", EXAMPLE)[0] == 404
+
+
+def test_a_call_keeps_its_model_until_it_is_finished(app: App, packages: Path) -> None:
+    old, new = app.models[0], Model(Package.open(packages / "binary", version="4"))
+    call = app.admit(Request("POST", "/predict", "", {}, b""))
+    app.replace([new])
+    old.holds.retire()
+    assert not old.holds.wait(0.01)
+    call.request.body = json.dumps(EXAMPLE).encode()
+    assert json.loads(app.answer(call).body)["version"] == "3"
+    assert old.holds.wait(0)
+    late = app.admit(Request("POST", "/predict", "", {}, b""))
+    app.release(late)
+    new.holds.retire()
+    assert new.holds.wait(0)

@@ -8,7 +8,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from tidemill.core.errors import ConfigError
-from tidemill.serve.access.scopes import VERBS, Verb
+from tidemill.serve.access.scopes import VERBS
 
 # Signatures by a private key only: with a shared secret, whoever can check a token can make one.
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -49,13 +49,13 @@ class AuthConfig:
     """File of API keys, hashed, as `tidemill serve keys` writes it; relative to the project file."""
     jwt: JwtConfig | None = None
     """Tokens that are taken."""
-    open: tuple[Verb, ...] = ()
-    """Verbs that need no credential: predict, read, metrics."""
+    open: tuple[Literal["predict", "read", "metrics"], ...] = ()
+    """Verbs that need no credential: predict, read, metrics; admin always does."""
 
     def check(self) -> None:
         if self.keys is None and self.jwt is None:
             raise ConfigError("serve.auth: must name keys or jwt, names neither", hint='keys = ".tidemill/keys.json"')
-        if set(self.open) >= set(VERBS):
+        if set(self.open) >= set(VERBS) - {"admin"}:
             raise ConfigError("serve.auth.open: must leave a verb that needs a credential", hint="without [serve.auth] nothing needs one")
         if self.jwt is not None:
             self.jwt.check()
