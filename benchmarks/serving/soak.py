@@ -103,13 +103,16 @@ class Callers:
             path, body, headers = rng.choice(BAD) if kind == "wrong" else bodies[kind]
             if not kept:
                 kept.append(http.client.HTTPConnection(self._address, timeout=30))
+            used = kept[0].sock is not None
             try:
-                kept[0].request("POST", path, body, headers)
-                answer = kept[0].getresponse()
-                content = answer.read()
+                answer, content = asked(kept[0], path, body, headers)
             except (OSError, http.client.HTTPException):
                 kept.pop().close()
-                raise
+                if kind != "wrong" or not used:
+                    raise
+                # What is refused by its head alone is not read, and its connection may be closed.
+                kept.append(http.client.HTTPConnection(self._address, timeout=30))
+                answer, content = asked(kept[0], path, body, headers)
             if answer.getheader("content-encoding") == "gzip":
                 content = gzip.decompress(content)
             told = json.loads(content) if kind in ("record", "batch", "protocol") and answer.status == 200 else {}
@@ -126,6 +129,14 @@ class Callers:
         inputs = [{"name": name, "datatype": kind, "shape": [3, 1]} for name, (kind, _) in TENSORS.items()]
         message = request(model_name="tiny", inputs=inputs, raw_input_contents=[packed(*tensor) for tensor in TENSORS.values()])
         return lambda: ("200", call(message, timeout=30).model_version)
+
+
+def asked(
+    connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str]
+) -> tuple[http.client.HTTPResponse, bytes]:
+    connection.request("POST", path, body, headers)
+    answer = connection.getresponse()
+    return answer, answer.read()
 
 
 def record() -> tuple[str, bytes, dict[str, str]]:
