@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from tidemill.core.graph import NUMPY_TYPES, Arrays, column_inputs
-from tidemill.core.schema import Schema
+from tidemill.core.schema import Column, Schema
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TYPES: dict[str, Any] = {
@@ -36,7 +36,10 @@ class RowReader:
         names = {f"f{i}": column.name for i, column in enumerate(columns)}
         record = msgspec.defstruct("Record", fields, rename=names, gc=False)
         self._decode = msgspec.json.Decoder(record).decode
-        self._kinds = [(kind, list(of)) for kind, of in groupby(columns, key=lambda column: column.type)]
+        self._kinds: list[tuple[str, int, list[Column]]] = []
+        for kind, of in groupby(columns, key=lambda column: column.type):
+            start = sum(len(columns) for _, _, columns in self._kinds)
+            self._kinds.append((kind, start, list(of)))
 
     def read(self, body: bytes) -> tuple[Any, ...] | None:
         """The values of one record; None where the long way must look at it."""
@@ -52,14 +55,13 @@ class RowReader:
             DataError: If a text is no time, or none that may stand in a request; the row is its place in `rows`.
         """
         made: Arrays = {}
-        values = list(zip(*rows, strict=True))
-        for kind, columns in self._kinds:
-            some, values = values[: len(columns)], values[len(columns) :]
+        for kind, start, columns in self._kinds:
+            end = start + len(columns)
             if kind in ("float32", "float64"):
-                together = np.array(some, NUMPY_TYPES[kind])  # None becomes NaN
-                for column, array in zip(columns, together.reshape(len(columns), -1, 1), strict=True):
+                together_NC = np.array([row[start:end] for row in rows], NUMPY_TYPES[kind])  # None becomes NaN
+                for column, array in zip(columns, np.ascontiguousarray(together_NC.T).reshape(len(columns), -1, 1), strict=True):
                     made[column.name] = array
             else:
-                for column, given in zip(columns, some, strict=True):
-                    column_inputs(column, list(given), made)
+                for place, column in enumerate(columns, start):
+                    column_inputs(column, [row[place] for row in rows], made)
         return made

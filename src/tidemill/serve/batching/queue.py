@@ -85,6 +85,12 @@ class Queue:
             if thread.ident:
                 thread.join()
 
+    def learn(self, job: Job, now: float) -> None:
+        """Take from an answer that is about to go out how far off its prediction was."""
+        if job.predicted_s:
+            with self._lock:
+                self._caution.add(job.predicted_s, now - job.queued)
+
     @property
     def jobs(self) -> int:
         """How many wait or run."""
@@ -185,9 +191,6 @@ class Queue:
         with self._lock:
             is_last = part.split.add(part, answers)
             self._jobs -= is_last
-            job = part.split.job
-            if is_last and job.predicted_s:
-                self._caution.add(job.predicted_s, ended - job.queued)
         if is_last:
             part.split.job.answers = part.split.answers()
             part.split.job.finish(ended)
