@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -280,6 +281,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--servers", help="these alone, by name, with commas; nothing is entered into README.md")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped too
     if shutil.which("wrk") is None or shutil.which("java") is None:
         print("skipped: wrk and java must be there (on Debian: apt-get install wrk openjdk-17-jre-headless)")
         return
