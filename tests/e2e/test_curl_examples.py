@@ -1,4 +1,4 @@
-"""Every curl line of the page on serving, typed against a running server; and every address of the server has one."""
+"""Every curl line of the page on serving, typed in order against one running server; and every address of the server has one."""
 
 from __future__ import annotations
 
