@@ -246,13 +246,13 @@ def soak(folder: Path, *, minutes: float, changes: int, replicas: int, kills: in
         log.close()
     steady = np.array([sample for sample in samples if sample[0] > minutes * 20])
     slope = float(np.polyfit(steady[:, 0] / 3600, steady[:, 1], 1)[0])
-    near = [f for f in callers.failures if any(0 <= f["at"] + f["after_s"] - death <= 1.0 for death in killed)]
+    far = [f for f in callers.failures if not any(0 <= f["at"] + f["after_s"] - death <= 1.0 for death in killed)]
     return {
         "minutes": minutes, "replicas": replicas, "changes": len(late), "refused_versions": 1, "kills": len(killed),
         "requests": sum(callers.answers.values()),
         "answers": {f"{kind} {status}": many for (kind, status), many in sorted(callers.answers.items())},
         "versions_seen": len(callers.versions),
-        "failures": len(callers.failures) - len(near), "failures_within_1s_of_a_kill": len(near), "first_failures": callers.failures[:10],
+        "failures": len(far), "failures_within_1s_of_a_kill": len(callers.failures) - len(far), "first_failures": far[:10],
         "change_s": {"median": round(float(np.median(late)), 2), "max": round(max(late), 2)},
         "memory_mb": {"first_minute": round(float(np.median([m for t, m in samples if t < 60])), 1),
                       "last_minute": round(float(np.median([m for t, m in samples if t > minutes * 60 - 60])), 1),
