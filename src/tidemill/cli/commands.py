@@ -81,6 +81,7 @@ def package(options: argparse.Namespace) -> int:
         task=options.task,
         trust_pickle=options.trust_pickle,
         keys=tuple(options.key or ()),
+        image=options.image,
         events=given.events(options),
     )
     version = None if options.out else ledger.register(package, why=f"packaged from {Path(options.source).name}")

@@ -1,7 +1,7 @@
 """Distributions of raw columns and answers as mergeable sketches: of the rows that a model was made from, and of live ones.
 
 The document is that of `baseline.json`: `rows`, `columns` (for a text package `lengths`, in characters: texts are not
-kept) and `predictions`, each a sketch by name.
+kept; for an image package `lengths`, in bytes of a file) and `predictions`, each a sketch by name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def distributions(predictor: Predictor, batches: Iterable[pa.RecordBatch]) -> tu
         DataError: If a column is missing or of another type.
     """
     package = predictor.package
-    where = "lengths" if package.kind == "text" else "columns"
+    where = "columns" if package.kind == "row" else "lengths"
     found: Sketches = {where: {}, "predictions": {}}
     rows = 0
     for batch in batches:

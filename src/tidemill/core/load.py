@@ -72,7 +72,7 @@ TABLE: dict[str, dict[str, str]] = {
         "tensorrt": "tidemill.core.runtimes.onnx_runtime:TensorRT",
     },
     # A package's declared preprocessing: from row inputs to the graph's.
-    "preprocess": {"text": "tidemill.packaging.text:Tokenize"},
+    "preprocess": {"text": "tidemill.packaging.text:Tokenize", "image": "tidemill.packaging.image:Decode"},
     # From a table in memory to what a stage writes, for conformance suites.
     "fit": {"features": "tidemill.features.stage:fit_table"},
     # From what a stage wrote to its graph.

@@ -24,6 +24,7 @@ from tidemill.core.artifact import PARTIAL, hash_file, hash_json, replace_folder
 from tidemill.core.errors import DataError, Unsupported
 from tidemill.core.events import now
 from tidemill.core.graph import Arrays, BulkGraph, Graph, RowSignature
+from tidemill.core.image import ImageSignature
 from tidemill.core.load import load
 from tidemill.core.runtime import DEFAULT, Precision, Runtime
 from tidemill.core.schema import Schema
@@ -197,7 +198,7 @@ class Predictor:
         graph, before = _graphs(package, runtime)
         self._graph = Graph(graph, package.schema, threads=threads, runtime=runtime, precision=precision, parallel=parallel, before=before)
         self.runtime: Runtime = self._graph.runtime
-        self.signature: RowSignature = self._graph.signature
+        self.signature: RowSignature = ImageSignature(package.schema) if package.kind == "image" else self._graph.signature
         self._bulk: BulkGraph | None = None
         self._output = ["probability"] if package.classes else ["prediction"]
         self._output += [] if package.interval is None else ["interval"]
@@ -232,6 +233,11 @@ class Predictor:
         """Answers for prepared rows, whichever calls they came in, at once."""
         return self._answers(self._graph.run(self._preprocess.stack(rows), self._output))
 
+    def limit_images(self, *, max_pixels: int, max_bytes: int) -> None:
+        """Refuse larger images from now on, where the package takes images."""
+        if hasattr(self._preprocess, "limit"):
+            self._preprocess.limit(max_pixels=max_pixels, max_bytes=max_bytes)
+
     def variants(self, example: Mapping[str, Any], count: int) -> Arrays:
         """Inputs of `count` rows to try the package on, like its example and its baseline; the same ones at every call."""
         one = self.signature.from_records([example])
@@ -250,6 +256,8 @@ class Predictor:
         size_N = self._preprocess.sizes(inputs)
         if len(size_N) == 0:
             # Exported encoders cannot take no row at all: one blank row says what the answer's shape is.
+            if hasattr(self._preprocess, "blank"):
+                return {name: values[:0] for name, values in self._graph.run(self._preprocess.blank(), self._output).items()}
             blank = {name: np.full((1, 1), "" if array.dtype.kind in "OU" else 0, array.dtype) for name, array in inputs.items()}
             return {name: values[:0] for name, values in self._graph.run(self._preprocess(blank), self._output).items()}
         if len(size_N) <= PREPROCESSED_ROWS:

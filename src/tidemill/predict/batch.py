@@ -28,6 +28,7 @@ from tidemill.core.artifact import PARTIAL, disk_errors, hash_json, lock, write_
 from tidemill.core.engine import DataEngine, EngineConfig, Rows, Source, open_engine
 from tidemill.core.errors import ConfigError, DataError, NotFound
 from tidemill.core.events import Events
+from tidemill.core.image import read_files
 from tidemill.core.package import Answers, Package, Predictor
 from tidemill.core.source import FORMATS, source_files
 
@@ -83,13 +84,24 @@ def predict(
     part_rows, batch_rows = _blocks(part_rows), _blocks(min(batch_rows, part_rows))
     threads = config.threads or len(os.sched_getaffinity(0))
     predictor = Predictor(package)
+    images = _Images(package.schema.names[0], source) if package.kind == "image" else None
     with open_engine(config) as data:
         rows = _rows(data, package, source, kept)
         with disk_errors(output.parent), lock(output.parent / f".{output.name}.lock", what=str(output), remove=True):
             progress = _Progress.open(output, key=_key(package, source, kept, part_rows))
             resumed = progress.rows
             try:
-                _predict_parts(rows, predictor, kept, progress, batch_rows=batch_rows, part_rows=part_rows, threads=threads, events=events)
+                _predict_parts(
+                    rows,
+                    predictor,
+                    kept,
+                    progress,
+                    batch_rows=batch_rows,
+                    part_rows=part_rows,
+                    threads=threads,
+                    events=events,
+                    images=images,
+                )
             except DataError:
                 progress.discard()
                 raise
@@ -152,11 +164,12 @@ def _predict_parts(
     part_rows: int,
     threads: int,
     events: Events,
+    images: _Images | None = None,
 ) -> None:
     """Answer for the rows that `progress` lacks, and commit them part by part."""
 
     def answer(block: pa.RecordBatch) -> pa.RecordBatch:
-        answers = predictor.arrow(block)
+        answers = predictor.arrow(block if images is None else images.read(block))
         return _columns(answers, {name: block.column(name) for name in kept}, predictor.package.classes)
 
     answer(_no_rows(rows.schema))  # the bulk graph is made once, not by several threads; wrong types show before a row is read
@@ -170,6 +183,22 @@ def _predict_parts(
     if part or not progress.parts:
         progress.add(part or [answer(_no_rows(rows.schema))])
         events.emit("predict.rows", level="progress", rows=progress.rows)
+
+
+class _Images:
+    """The column of images in batches of rows: bytes, or paths relative to the input's folder."""
+
+    def __init__(self, column: str, source: Path) -> None:
+        self._column = column
+        self._folder = source if source.is_dir() else source.parent
+
+    def read(self, block: pa.RecordBatch) -> pa.RecordBatch:
+        """The images alone, as bytes.
+
+        Raises:
+            DataError: If a file cannot be read; names it.
+        """
+        return pa.RecordBatch.from_arrays([read_files(block, self._column, self._folder)], [self._column])
 
 
 def _cut(batches: Iterator[pa.RecordBatch], *, skip: int) -> Iterator[pa.RecordBatch]:

@@ -16,6 +16,16 @@ from tidemill.serve.tls import TlsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """`[serve.images]`: how large one image of a request may be; a body holds several within `max_body_mb`."""
+
+    max_mb: float = field(default=16.0, metadata={"min": 0.001, "max": 4096.0})
+    """Largest file, in 10^6 bytes."""
+    max_mpixels: float = field(default=25.0, metadata={"min": 0.001, "max": 170.0})
+    """Most pixels before it is resized, in 10^6; told from the file's header, before any is decoded. Three or four bytes of memory each."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """How a server listens and answers."""
 
@@ -61,6 +71,8 @@ class ServeConfig:
     """How requests are put together, and who is refused when too much is asked."""
     cache: CacheConfig | None = None
     """Answers that are kept; none when absent."""
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    """How large an image may be."""
     access_log: Path | None = None
     """File of one JSON line a request, "-" for stderr; none when absent."""
     log: bool = False

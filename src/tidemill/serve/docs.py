@@ -92,7 +92,8 @@ def openapi(models: Sequence[Model], *, guarded: bool = False, limited: bool = F
 def record_schema(model: Model) -> dict[str, Any]:
     """JSON Schema of one record; fields that the model does not know are ignored."""
     example = _example(model)
-    columns = {("text" if model.text_column == column.name else column.name): column for column in model.schema}
+    words = {model.text_column: "text", model.image_column: "image"}
+    columns = {words.get(column.name, column.name): column for column in model.schema}
     return {
         "type": "object",
         "properties": {name: _column_schema(column) for name, column in columns.items()},
@@ -116,8 +117,13 @@ _SERVER_PATHS = {
 def _model_paths(at: str, model: Model, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     tag = f"{model.name} {model.version}"
     record, answer, row = ({"$ref": f"#/components/schemas/{part}-{key}"} for part in ("Record", "Answer", "Row"))
+    texts = {"type": "array", "items": {"type": "string"}}
     many = (
-        {"texts": {"type": "array", "items": {"type": "string"}}} if model.text_column else {"records": {"type": "array", "items": record}}
+        {"texts": texts}
+        if model.text_column
+        else {"images": texts}
+        if model.image_column
+        else {"records": {"type": "array", "items": record}}
     )
     batch = {"type": "object", "properties": many, "required": list(many)}
     answers = {
@@ -185,4 +191,6 @@ def _error_schema() -> dict[str, Any]:
 
 def _example(model: Model) -> dict[str, Any]:
     """The example as the page shows it: the one column of a text package is called `text`."""
+    if model.image_column:
+        return {"image": model.example.get(model.image_column, "")}
     return {"text": model.example.get(model.text_column, "")} if model.text_column else dict(model.example)

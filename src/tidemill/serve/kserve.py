@@ -51,9 +51,9 @@ def read_instances(request: Request, model: Model, config: ServeConfig) -> Work:
         DataError: If a field is missing or wrong; names it.
     """
     body = read_json(request.body)
-    if model.text_column is not None and type(body) is dict and type(body.get("instances")) is list:
-        column = model.text_column
-        body = {**body, "instances": [{column: item} if type(item) is str else item for item in body["instances"]]}
+    column = model.text_column or model.image_column
+    if column is not None and type(body) is dict and type(body.get("instances")) is list:
+        body = {**body, "instances": [{column: item} if _is_value(item) else item for item in body["instances"]]}
     records = records_of(body, model, "instances")
     rows = check_rows(len(records), config)
 
@@ -64,3 +64,8 @@ def read_instances(request: Request, model: Model, config: ServeConfig) -> Work:
         return json_response({"predictions": made})
 
     return Work(model, model.signature.from_records(records), rows, encode)
+
+
+def _is_value(item: Any) -> bool:
+    """Whether an instance is a text or an image itself, `{"b64": ...}` as TensorFlow Serving writes bytes, and no record."""
+    return type(item) is str or (type(item) is dict and list(item) == ["b64"])

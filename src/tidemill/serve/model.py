@@ -20,7 +20,7 @@ from tidemill.serve.choice import PRECISION, choose
 from tidemill.serve.holds import Holds
 from tidemill.serve.rows import RowReader
 
-KINDS = ("row", "text")
+KINDS = ("row", "text", "image")
 WARM_UP_RUNS = 20
 MOST_THREADS = 4
 
@@ -74,6 +74,11 @@ class Model:
     def has_tokens(self) -> bool:
         """Whether its rows are texts that are taken apart before the graph."""
         return self.package.kind == "text" and "preprocess" in self.package.manifest["signature"]
+
+    @property
+    def image_column(self) -> str | None:
+        """The column that `image` and `images` stand for, in an image package."""
+        return self.schema.names[0] if self.package.kind == "image" else None
 
     def answer(self, inputs: Arrays) -> Answers:
         return self.predictor.run(inputs)

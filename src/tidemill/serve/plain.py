@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from tidemill.core.image import ImageSignature
 from tidemill.core.package import Answers
 from tidemill.serve import arrow
 from tidemill.serve.config import ServeConfig
@@ -61,6 +62,8 @@ def read_one(request: Request, model: Model) -> Work:
         row["version"] = model.version
         return json_response(row)
 
+    if request.content_type.startswith("image/") and isinstance(model.signature, ImageSignature):
+        return Work(model, model.signature.from_bytes([request.body]), 1, encode, encode_row=encode_row)
     _check_json(request)
     if model.reader is not None and (values := model.reader.read(request.body)) is not None:
         return Work(model, None, 1, encode, values, encode_row)
@@ -69,13 +72,12 @@ def read_one(request: Request, model: Model) -> Work:
         raise Refused(
             422, "field", f"the body must be one record, an object of fields, got {_kind(record)}", hint="many records go to /predict_batch"
         )
-    if model.text_column is not None and model.text_column not in record and "text" in record:
-        record = {model.text_column: record["text"]}
+    record = _named(record, model)
     return Work(model, model.signature.from_record(record), 1, encode, encode_row=encode_row)
 
 
 def read_batch(request: Request, model: Model, config: ServeConfig) -> Work:
-    """Many records: `{"records": [...]}`, `{"texts": [...]}` for a text package, or an Arrow stream or file.
+    """Many records: `{"records": [...]}`, `{"texts": [...]}` for a text package, `{"images": [...]}` in base64 for an image package, or an Arrow stream or file.
 
     Raises:
         Refused: If the body is none of these, holds no row or too many.
@@ -106,22 +108,27 @@ def records_of(body: Any, model: Model, key: str) -> list[Mapping[str, Any]]:
     """
     if type(body) is not dict:
         raise Refused(422, "field", f"the body must be an object with {key!r}, got {_kind(body)}")
-    column = model.text_column
-    if column is not None and "texts" in body and key not in body:
-        key, records = "texts", body["texts"]
+    column = model.text_column or model.image_column
+    many = "texts" if model.text_column else "images"
+    if column is not None and many in body and key not in body:
+        key, records = many, body[many]
         if type(records) is list:
-            records = [{column: text} for text in records]
+            records = [{column: value} for value in records]
     else:
         records = body.get(key)
     if type(records) is not list:
         got = "no such field" if key not in body else _kind(records)
-        also = " or 'texts'" if column is not None else ""
+        also = f" or {many!r}" if column is not None else ""
         raise Refused(422, "field", f"{key!r}{also} must be a list, got {got}", field=key)
-    if column is not None and column != "text":
-        records = [
-            {column: record["text"]} if type(record) is dict and "text" in record and column not in record else record for record in records
-        ]
-    return records
+    return records if column is None else [_named(record, model) for record in records]
+
+
+def _named(record: Any, model: Model) -> Any:
+    """The record, with its one column by its own name where it was called `text` or `image`."""
+    column, word = model.text_column or model.image_column, "text" if model.text_column else "image"
+    if column is None or type(record) is not dict or column in record or word not in record:
+        return record
+    return {column: record[word]}
 
 
 def check_rows(rows: int, config: ServeConfig) -> int:

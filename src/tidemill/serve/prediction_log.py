@@ -9,6 +9,7 @@ dropped, which is counted.
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import os
 import threading
 import time
@@ -123,7 +124,7 @@ def plain_values(column: Column, inputs: Arrays) -> list[Any]:
     """A column of graph inputs as JSON values again; times as ISO 8601."""
     values: list[Any] = inputs[column.name].ravel().tolist()
     if column.type == "string":
-        return [None if value == NULL_STRING else value for value in values]
+        return [None if value == NULL_STRING else _short(value) for value in values]
     if column.type == "boolean":
         return [None if value == NULL_BOOLEAN else bool(value) for value in values]
     if column.type == "timestamp":
@@ -131,6 +132,11 @@ def plain_values(column: Column, inputs: Arrays) -> list[Any]:
     if column.type == "int64" and column.nullable:
         return [value if valid else None for value, valid in zip(values, inputs[column.name + VALID_SUFFIX].ravel().tolist(), strict=True)]
     return values
+
+
+def _short(value: Any) -> Any:
+    """A text as it is; an image, which would fill the log, by its hash."""
+    return f"sha256:{hashlib.sha256(value).hexdigest()}" if isinstance(value, bytes) else value
 
 
 def _iso(microseconds: int) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tidemill.core.artifact import PARTIAL, hash_file, hash_json, replace_folder, sync
 from tidemill.core.contract import ContractConfig
@@ -19,7 +19,10 @@ from tidemill.packaging.imports.source import Given, Imported, known_truth, read
 from tidemill.packaging.rows import Sample, Target, every
 from tidemill.packaging.stage import versions
 
-# Texts that a text model is run on, in its graph and in torch.
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Texts, or images, that a model is run on, in its graph and on the independent path.
 MAX_TEXTS = 2_000
 
 Importer = Callable[[Any, Given], Imported]
@@ -36,6 +39,7 @@ def package_model(
     trust_pickle: bool = False,
     contract: ContractConfig | None = None,
     keys: Iterable[str] = (),
+    image: Mapping[str, Any] | Path | str | None = None,
     champion: Package | None = None,
     events: Events | None = None,
 ) -> Package:
@@ -51,6 +55,8 @@ def package_model(
         trust_pickle: Load files that run code when they are loaded. What is in them is never shipped.
         contract: Promises to hold it to; parity and better than trivial are always promised.
         keys: Columns that batch prediction copies through; the model does not see them.
+        image: What is done to an image before the ONNX file sees it: a mapping, or a JSON file, as `image_config` describes it. The
+            sample's column of images then holds their bytes, or paths relative to the sample's folder.
         champion: What a promise of no loss of quality is held against.
 
     Raises:
@@ -66,13 +72,14 @@ def package_model(
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise Conflict(f"{out} must be a new folder, an empty one or a package, holds something else", hint="--out names another")
     importer = _importer(source)
-    given = known_truth(
-        Given(table=read_sample(data), target=target, task=task, keys=tuple(keys), trust_pickle=trust_pickle, events=events)
-    )
+    sample = read_sample(data, binary=image is not None)
+    if image is not None:
+        sample, importer = _of_images(source, image, sample, data)
+    given = known_truth(Given(table=sample, target=target, task=task, keys=tuple(keys), trust_pickle=trust_pickle, events=events))
     events.emit("import.started", f"reading {_called(source)}", level="progress")
     imported = importer(source, given)
-    if imported.kind == "text" and given.table.num_rows > MAX_TEXTS:
-        events.warn("import.thinned", f"{MAX_TEXTS:,} of {given.table.num_rows:,} texts are looked at, evenly spread over all")
+    if imported.kind != "row" and given.table.num_rows > MAX_TEXTS:
+        events.warn("import.thinned", f"{MAX_TEXTS:,} of {given.table.num_rows:,} {imported.kind}s are looked at, evenly spread over all")
         given = replace(given, table=every(Sample(given.table), given.table.schema.names, MAX_TEXTS))
     if task is not None and imported.task != task and imported.kind == "row":
         raise ConfigError(f"task: must be {imported.task} for this model, got {task}")
@@ -120,6 +127,21 @@ def _importer(source: Any) -> Importer:
     return found
 
 
+def _of_images(source: Any, image: Any, sample: pa.Table, data: Any) -> tuple[pa.Table, Importer]:
+    """The sample with its images in it, and what reads the model behind their preprocessing.
+
+    Raises:
+        Unsupported: If the source is no ONNX file.
+    """
+    from tidemill.packaging.imports import image as images
+
+    if not isinstance(source, (str, Path)) or Path(source).suffix.lower() != ".onnx":
+        raise Unsupported(f"a model of images must be an ONNX file, got {_called(source)}", hint="export it to ONNX")
+    config, column = images.declared(image), images.image_column(sample)
+    folder = Path(data).parent if isinstance(data, (str, Path)) else Path()
+    return images.with_images(sample, column, folder), lambda path, given: images.read(Path(path), given, config, column)
+
+
 def _fill(
     folder: Path,
     imported: Imported,
@@ -134,8 +156,8 @@ def _fill(
     """The package's files in `folder`."""
     for file, content in imported.graphs.items():
         (folder / file).write_bytes(content)
-    for file, path in imported.files.items():
-        shutil.copyfile(path, folder / file)
+    for file, content in imported.files.items():
+        (folder / file).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     judged = given.target is not None and imported.task in ("binary", "multiclass", "regression")
     signature: dict[str, Any] = {
         "kind": imported.kind,

@@ -52,12 +52,12 @@ def read(path: Path, given: Given) -> Imported:
     )
     tried = original.run(None, feed(given.table.slice(0, _TRIED_ROWS).combine_chunks().to_batches()[0]))
     found = dict(zip([value.name for value in original.get_outputs()], tried, strict=True))
-    name, answer = _answer(model, found, given)
+    name, answer = answer_of(model, found, given)
     task = "regression" if answer.classes is None else "binary" if len(answer.classes) == 2 else "multiclass"
     graphs, schema = wrap(model, wiring, answer)
 
     def native(batch: pa.RecordBatch) -> np.ndarray:
-        return _normal(original.run([name], feed(batch))[0], answer)
+        return normal(original.run([name], feed(batch))[0], answer)
 
     return Imported(
         model=f"ONNX graph of {model.producer_name or 'an unnamed producer'}",
@@ -144,7 +144,7 @@ def _names(model: onnx.ModelProto) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _answer(model: onnx.ModelProto, found: Mapping[str, Any], given: Given) -> tuple[str, Answer]:
+def answer_of(model: onnx.ModelProto, found: Mapping[str, Any], given: Given) -> tuple[str, Answer]:
     """The output that answers, as the file names it, and what it means.
 
     Raises:
@@ -222,11 +222,13 @@ def _two(labels: list[Any] | None) -> list[Any]:
     return labels
 
 
-def _normal(value: Any, answer: Answer) -> np.ndarray:
+def normal(value: Any, answer: Answer) -> np.ndarray:
     """The original's output in the shape of a package's."""
     if isinstance(value, list):
         return np.array([[row[label] for label in answer.classes or ()] for row in value])
     array = np.asarray(value, np.float64)
+    if answer.form == "values":
+        return array
     if answer.form == "value":
         return array.reshape(-1)
     if answer.form == "positive":

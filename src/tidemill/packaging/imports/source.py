@@ -99,17 +99,18 @@ class Imported:
     native: Native
     classes: list[Any] | None = None
     kind: str = "row"
-    files: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, Path | bytes] = field(default_factory=dict)
     preprocess: str | None = None
     preprocess_config: Mapping[str, Any] | None = None
     limits: tuple[str, ...] = ()
 
 
-def read_sample(data: Any) -> pa.Table:
+def read_sample(data: Any, *, binary: bool = False) -> pa.Table:
     """The sample as a table of the six types; columns of other types are left out.
 
     Args:
         data: A Parquet or CSV file, or a frame of pandas, Polars or Arrow.
+        binary: Whether to keep columns of bytes, which are of no type of the six.
 
     Raises:
         DataError: If it cannot be read, or holds no rows.
@@ -132,6 +133,9 @@ def read_sample(data: Any) -> pa.Table:
         raise DataError("the data must hold rows, holds none" + (f" ({data})" if isinstance(data, (str, Path)) else ""))
     columns = {}
     for given in table.schema:
+        if binary and (pa.types.is_binary(given.type) or pa.types.is_large_binary(given.type)):
+            columns[given.name] = table[given.name]
+            continue
         try:
             column = Column(name=given.name, type=column_type(given))
         except DataError:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 # Where, and Cast to and from text, are as they are used here from this opset on.
 OLDEST_OPSET = 13
 
-Form = Literal["probabilities", "positive", "value"]
+Form = Literal["probabilities", "positive", "value", "values"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Which tensor of a graph answers, and how: a probability for each class, that of the second class, or a number."""
+    """Which tensor of a graph answers, and how: a probability for each class, that of the second class, a number, or several."""
 
     tensor: str
     form: Form
@@ -56,6 +56,37 @@ def wrap(model: onnx.ModelProto, wiring: Mapping[str, Sequence[Column]], answer:
     full = merge.merge(features, core, classes=answer.classes)
     graphs = {"features.onnx": features, "model.onnx": core, "full.onnx": full}
     return {file: merge.to_bytes(graph) for file, graph in graphs.items()}, schema
+
+
+def wrap_one_input(model: onnx.ModelProto, name: str, called: str, answer: Answer) -> onnx.ModelProto:
+    """The model with its one input under another name and only its answer left, under the package's name."""
+    onnx = need("onnx", "importing a model")
+    helper, compose = onnx.helper, need("onnx.compose", "importing a model")
+    model = _modern(model)
+    given = next(value.type.tensor_type for value in model.graph.input if value.name == name)
+    inner = compose.add_prefix(model, "source/")
+    after, more = _named_answer("source/" + answer.tensor, answer)
+    output = merge.PREDICTION if answer.classes is None else merge.PROBABILITY
+    shape = ["N"] if answer.classes is None and answer.form == "value" else ["N", len(answer.classes) if answer.classes else "D"]
+    sizes = ["N", *(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in given.shape.dim[1:])]
+    graph = helper.make_graph(
+        _needed([helper.make_node("Identity", [called], ["source/" + name]), *inner.graph.node, *after], output),
+        "model",
+        [helper.make_tensor_value_info(called, given.elem_type, sizes)],
+        [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape)],
+        [],
+    )
+    used = {read for node in graph.node for read in _read_by(node)}
+    graph.initializer.extend(value for value in [*inner.graph.initializer, *more] if value.name in used)
+    graph.sparse_initializer.extend(inner.graph.sparse_initializer)
+    made = helper.make_model(
+        graph,
+        opset_imports=list(model.opset_import),
+        ir_version=model.ir_version,
+        functions=list(inner.functions),
+        producer_name="tidemill",
+    )
+    return merge.checked(made)
 
 
 def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -179,6 +210,8 @@ def _side_by_side(columns: Sequence[Column], element: int, output: str, *, prefi
 def _named_answer(tensor: str, answer: Answer) -> tuple[list[Any], list[Any]]:
     onnx = need("onnx", "importing a model")
     node, from_array = onnx.helper.make_node, onnx.numpy_helper.from_array
+    if answer.form == "values":
+        return [node("Cast", [tensor], [merge.PREDICTION], to=onnx.TensorProto.FLOAT)], []
     if answer.form == "value":
         nodes = [
             node("Cast", [tensor], ["answer/float"], to=onnx.TensorProto.FLOAT),

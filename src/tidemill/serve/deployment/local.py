@@ -63,6 +63,8 @@ class Deployment:
                     parallel=self._config.workers or os.cpu_count() or 1,
                     events=self._events,
                 )
+                images = self._config.images
+                model.predictor.limit_images(max_pixels=int(images.max_mpixels * 1e6), max_bytes=int(images.max_mb * 1e6))
                 model.keep_contract(accept_latency=self._accept_latency, events=self._events)
                 told = f"{model.name} {model.version}: {model.row_ms:.3g} ms a row"
                 self._events.emit("serve.loaded", told, model=model.name, version=model.version)
