@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from tidemill.serve.app import App, Call
 from tidemill.serve.http import Refused, Request, Response
 
-# Answers of more rows are written on threads.
-FINISHED_ROWS = 64
+# More rows are made ready, and their answers written, on threads.
+FEW_ROWS = 64
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -66,14 +66,14 @@ class RsgiApp:
             else:
                 await self._on_thread(app.read, call)
             if call.work is not None:
-                await self._inferred(call, protocol)
-                if call.work.rows > FINISHED_ROWS:
+                await self._inferred(call, protocol, rows=call.work.rows)
+                if call.work.rows > FEW_ROWS:
                     return await self._on_thread(app.finish, call)
             return app.finish(call)
         finally:
             app.release(call)
 
-    async def _inferred(self, call: Call, protocol: Any) -> None:
+    async def _inferred(self, call: Call, protocol: Any, *, rows: int) -> None:
         """Wait until the call's rows are answered, alone or with others' rows."""
         app, loop = self._app, asyncio.get_running_loop()
         answered = loop.create_future()
@@ -86,7 +86,7 @@ class RsgiApp:
         leaving = asyncio.ensure_future(protocol.client_disconnect())
         call.request.wanted = lambda: not leaving.done()
         try:
-            if app.asks_elsewhere:
+            if app.asks_elsewhere or not app.is_quick(call) or rows > FEW_ROWS:
                 await self._on_thread(partial(app.begin, call), done)
             else:
                 app.begin(call, done, on_loop=True)

@@ -64,6 +64,7 @@ class Queue:
         now = perf_counter()
         if refusal := job.refusal(now):
             raise refusal
+        split = Split(job, size_N, self._bounds())
         with self._lock:
             if self._closed:
                 raise Unavailable("the model is being unloaded", retry_after_s=1)
@@ -72,7 +73,6 @@ class Queue:
                 for thread in self._threads:
                     thread.start()
             self._jobs += 1
-            split = Split(job, size_N, self._bounds())
             for _ in range(self._slots):
                 self._add_next(split, now)
 
