@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -103,8 +102,6 @@ def _retire(app: App, models: Iterable[Model]) -> None:
 
 def give_back_memory() -> None:
     """Return what closed models leave behind to the system, which the C library's allocator would keep for later."""
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
+    # A closed model's memory went with its last reference. A collection of cycles would hold up every request for a tenth of a second.
     with suppress(OSError, AttributeError):  # another C library knows no such call
         ctypes.CDLL(None).malloc_trim(0)
