@@ -159,6 +159,23 @@ def test_names_are_loaded_and_unloaded(serving: Any, ledger: Ledger, register: R
         assert server.post("/v2/repository/models/..%2f..%2fetc/load")[0] == 404
 
 
+@pytest.mark.parametrize("over", ["http", "grpc"])
+def test_triton_clients_load_and_unload(serving: Any, ledger: Ledger, register: Register, tmp_path: Path, over: str) -> None:
+    library = pytest.importorskip(f"tritonclient.{over}")
+    for name in ("tiny", "other"):
+        register(name)
+    with serving.served("tiny", "other", ledger=tmp_path / "ledger.db", grpc_port=0) as server:
+        address = server.grpc if over == "grpc" else server.url.removeprefix("http://")
+        with library.InferenceServerClient(address) as client:
+            client.unload_model("other")
+            serving.until(lambda: server.post("/models/other/predict", EXAMPLE)[0] == 404)
+            index = client.get_model_repository_index()
+            entries = [(e.name, e.state) for e in index.models] if over == "grpc" else [(e["name"], e["state"]) for e in index]
+            assert entries == [("tiny", "READY"), ("other", "UNAVAILABLE")]
+            client.load_model("other")
+            assert client.is_model_ready("other")
+
+
 MEGABYTES = 32
 
 
