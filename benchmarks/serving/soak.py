@@ -209,6 +209,8 @@ def soak(folder: Path, *, minutes: float, changes: int, replicas: int, kills: in
     server = subprocess.Popen(command, cwd=folder, stderr=log, stdout=log)
     try:
         url, grpc_at = addresses(server, folder / "server.log")
+        while replicas > 1 and f"tidemill_replicas {replicas}\n" not in urlopen(f"{url}/metrics", timeout=30).read().decode():
+            time.sleep(0.1)  # else all connections go to the first
         callers = Callers(url, grpc_at)
         for thread in callers.threads:
             thread.start()
@@ -239,6 +241,8 @@ def soak(folder: Path, *, minutes: float, changes: int, replicas: int, kills: in
         for thread in callers.threads:
             thread.join(60)
         ready = json.loads(urlopen(f"{url}/health", timeout=30).read())
+        shown = urlopen(f"{url}/metrics", timeout=30).read().decode().splitlines()
+        restarts = sum(float(line.split()[1]) for line in shown if line.startswith("tidemill_replica_restarts_total "))
         server.send_signal(signal.SIGTERM)
         code = server.wait(60)
     finally:
@@ -248,7 +252,7 @@ def soak(folder: Path, *, minutes: float, changes: int, replicas: int, kills: in
     slope = float(np.polyfit(steady[:, 0] / 3600, steady[:, 1], 1)[0])
     far = [f for f in callers.failures if not any(0 <= f["at"] + f["after_s"] - death <= 1.0 for death in killed)]
     return {
-        "minutes": minutes, "replicas": replicas, "changes": len(late), "refused_versions": 1, "kills": len(killed),
+        "minutes": minutes, "replicas": replicas, "changes": len(late), "refused_versions": 1, "kills": len(killed), "restarts": int(restarts),
         "requests": sum(callers.answers.values()),
         "answers": {f"{kind} {status}": many for (kind, status), many in sorted(callers.answers.items())},
         "versions_seen": len(callers.versions),
