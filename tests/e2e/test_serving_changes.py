@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,17 @@ def heavy_package(folder: Path, name: str, seed: int) -> Package:
     return write(
         folder, name=name, task="regression", signature=signature, files={"full.onnx": model.SerializeToString()}, documents={}, lineage={}
     )
+
+
+def test_a_server_that_is_stopped_in_the_middle_of_a_change_ends_well(serving: Any, ledger: Ledger, tmp_path: Path) -> None:
+    for seed in range(2):
+        ledger.register(heavy_package(tmp_path / f"heavy-{seed}", "heavy", seed))
+    for pause_s in (0.0, 0.5, 0.6):
+        with serving.served("heavy", ledger=tmp_path / "ledger.db") as server:
+            ledger.promote("heavy", 2, why="newer")
+            time.sleep(pause_s)
+            assert server.stop() == 0
+        ledger.rollback("heavy", why="again")
 
 
 @pytest.mark.slow

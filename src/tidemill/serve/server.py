@@ -118,6 +118,7 @@ def _serve_here(
     """Answer in this process alone."""
     taken = listening_socket(bound(config.host), config.port)
     stopping = threading.Event()
+    following: list[threading.Thread] = []
     try:
         config = replace(config, port=taken.getsockname()[1])
         deployment = Deployment(config, accept_latency=accept_latency, events=events)
@@ -129,10 +130,11 @@ def _serve_here(
 
         roster = Roster(slots, ledger=ledger, follow=follow, deploy=deploy, told=app.stand, events=events, where=url(config))
         app.repository = roster
+        following.append(threading.Thread(target=roster.run, args=(stopping,), name="roster", daemon=True))
 
         def ready(running: Running) -> None:
             roster.begin()
-            threading.Thread(target=roster.run, args=(stopping,), name="roster", daemon=True).start()
+            following[0].start()
             if on_ready is not None:
                 on_ready(running)
 
@@ -140,3 +142,6 @@ def _serve_here(
     finally:
         stopping.set()
         taken.close()
+        for thread in following:
+            if thread.is_alive():  # in the middle of a change: the interpreter must not end under a runtime that loads
+                thread.join(config.drain_timeout_s)
