@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,9 @@ def images() -> list[bytes]:
     return crops(40)
 
 
-@pytest.fixture
-def package(tmp_path: Path, images: list[bytes]) -> Package:
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory, images: list[bytes]) -> Iterator[Package]:
+    tmp_path = tmp_path_factory.mktemp("pictures")
     table = pa.table({"image": pa.array(images, pa.binary()), "what": [CLASSES[i % 2] for i in range(len(images))]})
     pq.write_table(table, tmp_path / "sample.parquet")
     try:
@@ -120,7 +121,12 @@ def test_a_package_of_images_holds_no_code_and_keeps_parity(package: Package) ->
 def test_what_is_declared_is_part_of_the_identity(package: Package, tmp_path: Path, images: list[bytes]) -> None:
     table = pa.table({"image": pa.array(images, pa.binary())})
     other = package_model(
-        tmp_path / "net.onnx", data=table, target=None, name="pictures", out=tmp_path / "other", image={**DECLARED, "mean": 0.5, "std": 0.5}
+        network(tmp_path / "net.onnx"),
+        data=table,
+        target=None,
+        name="pictures",
+        out=tmp_path / "other",
+        image={**DECLARED, "mean": 0.5, "std": 0.5},
     )
     assert other.identity != package.identity
 

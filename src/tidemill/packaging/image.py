@@ -118,7 +118,9 @@ class Decode:
         if values.ndim == 2:
             values = values[..., None]
         if config.dtype != np.uint8:
-            values = (values.astype(np.float32) * np.float32(config.scale) - np.float32(config.mean)) / np.float32(config.std)
+            values = (values.astype(np.float32) * np.float32(config.scale) - np.array(config.mean, np.float32)) / np.array(
+                config.std, np.float32
+            )
             values = values.astype(config.dtype, copy=False)
         if config.channels == "BGR":
             values = values[..., ::-1]
@@ -136,7 +138,7 @@ class Decode:
         if len(content) > self.max_bytes:
             raise DataError(f"must be of at most {self.max_bytes:,} bytes, got {len(content):,}", hint="send it smaller")
         try:
-            image = Image.open(io.BytesIO(content), formats=config.formats)
+            image: Any = Image.open(io.BytesIO(content), formats=config.formats)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise DataError(f"must have at most {self.max_pixels:,} pixels", hint="send it smaller") from None
         except UnidentifiedImageError:

@@ -64,7 +64,7 @@ class ImageConfig:
         missing = [name for name in ("width", "height") if name not in document]
         if missing:
             raise ConfigError(f"image.json: {missing[0]} must be given")
-        made = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+        made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
         for key in ("mean", "std"):
             if isinstance(made.get(key), (int, float)):
                 made[key] = (float(made[key]),)

@@ -24,9 +24,10 @@ def prepare(value: Any, config: ImageConfig) -> np.ndarray:
     pixels_HWC = _decoded(image_bytes(value), config)
     pixels_HWC = _sized(pixels_HWC, config)
     if config.type != "uint8":
-        pixels_HWC = ((pixels_HWC.astype(np.float32) * np.float32(config.scale) - np.float32(config.mean)) / np.float32(config.std)).astype(
-            np.float32
-        )
+        pixels_HWC = (
+            (pixels_HWC.astype(np.float32) * np.float32(config.scale) - np.array(config.mean, np.float32))
+            / np.array(config.std, np.float32)
+        ).astype(np.float32)
     if config.channels == "BGR":
         pixels_HWC = pixels_HWC[:, :, ::-1]
     return np.moveaxis(pixels_HWC, 2, 0) if config.layout == "NCHW" else pixels_HWC
@@ -37,7 +38,7 @@ def _decoded(content: bytes, config: ImageConfig) -> np.ndarray:
     from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(content), formats=config.formats)
+        image: Any = Image.open(io.BytesIO(content), formats=config.formats)
         image.load()
     except Exception as error:  # decoders raise what they like
         raise DataError(f"must be a whole image of {', '.join(config.formats)}: {error}") from error
@@ -78,7 +79,7 @@ def _sized(pixels_HWC: np.ndarray, config: ImageConfig) -> np.ndarray:
 
 def _resampled(pixels_HWC: np.ndarray, height: int, width: int, how: str) -> np.ndarray:
     if how == "nearest":
-        return pixels_HWC[_nearest(pixels_HWC.shape[0], height)][:, _nearest(pixels_HWC.shape[1], width)]
+        return np.asarray(pixels_HWC[_nearest(pixels_HWC.shape[0], height)][:, _nearest(pixels_HWC.shape[1], width)])
     if pixels_HWC.shape[1] != width:
         pixels_HWC = _rounded(np.einsum("ow,hwc->hoc", _weights(pixels_HWC.shape[1], width, how), pixels_HWC.astype(np.int64)))
     if pixels_HWC.shape[0] != height:
@@ -89,7 +90,8 @@ def _resampled(pixels_HWC: np.ndarray, height: int, width: int, how: str) -> np.
 def _nearest(size: int, wanted: int) -> np.ndarray:
     """The pixel under the middle of each wanted one; the middles are added up one by one, rounding and all."""
     step = size / wanted
-    return np.add.accumulate(np.concatenate([[step * 0.5], np.full(wanted - 1, step)])).astype(int)
+    middles = np.add.accumulate(np.concatenate([[step * 0.5], np.full(wanted - 1, step)]))
+    return np.asarray(middles.astype(int))
 
 
 def _weights(size: int, wanted: int, how: str) -> np.ndarray:
@@ -110,10 +112,10 @@ def _weights(size: int, wanted: int, how: str) -> np.ndarray:
 def _filter(x: np.ndarray, how: str) -> np.ndarray:
     x = np.abs(x)
     if how == "bilinear":
-        return np.where(x < 1, 1 - x, 0.0)
+        return np.asarray(np.where(x < 1, 1 - x, 0.0))
     a = -0.5  # Keys' cubic convolution
     near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return np.asarray(np.where(x < 1, near, np.where(x < 2, far, 0.0)))
 
 
 def _rounded(sums: np.ndarray) -> np.ndarray:

@@ -14,9 +14,10 @@ from tidemill.core.errors import ContractViolation, Unsupported
 from tidemill.core.events import Events
 from tidemill.core.graph import Arrays
 from tidemill.core.package import Answers, Package, add_evidence
+from tidemill.core.precision import PRECISION
 from tidemill.core.schema import Column
 from tidemill.serve.answers import AnswerForm
-from tidemill.serve.choice import PRECISION, choose
+from tidemill.serve.choice import choose
 from tidemill.serve.holds import Holds
 from tidemill.serve.rows import RowReader
 

@@ -101,7 +101,7 @@ def encoder() -> bytes:
         node("Div", ["pooled", "norm"], ["prediction"]),
     ]
     constants: dict[str, Any] = {
-        "table": table, "first": first, "second": second, "one": np.int64([1]), "two": np.int64([2]),
+        "table": table, "first": first, "second": second, "one": np.array([1], np.int64), "two": np.array([2], np.int64),
         "root": np.float32(np.sqrt(HIDDEN)), "unit": np.float32(1), "far": np.float32(1e4),
     }  # fmt: skip
     graph = helper.make_graph(

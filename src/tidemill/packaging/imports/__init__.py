@@ -156,8 +156,8 @@ def _fill(
     """The package's files in `folder`."""
     for file, content in imported.graphs.items():
         (folder / file).write_bytes(content)
-    for file, content in imported.files.items():
-        (folder / file).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    for file, given_as in imported.files.items():
+        (folder / file).write_bytes(given_as if isinstance(given_as, bytes) else given_as.read_bytes())
     judged = given.target is not None and imported.task in ("binary", "multiclass", "regression")
     signature: dict[str, Any] = {
         "kind": imported.kind,

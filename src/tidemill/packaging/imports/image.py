@@ -78,7 +78,7 @@ def image_column(table: pa.Table) -> str:
     found = binary or [field.name for field in table.schema if t.is_string(field.type) or t.is_large_string(field.type)]
     if len(found) != 1:
         raise DataError(f"the data must hold one column of images, or call it 'image'; has {', '.join(found) or 'none'}")
-    return found[0]
+    return str(found[0])
 
 
 def read(path: Path, given: Given, config: ImageConfig, column: str) -> Imported:
