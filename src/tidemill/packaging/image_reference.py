@@ -119,4 +119,4 @@ def _filter(x: np.ndarray, how: str) -> np.ndarray:
 
 
 def _rounded(sums: np.ndarray) -> np.ndarray:
-    return np.clip((sums + (1 << (_BITS - 1))) >> _BITS, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip((sums + (1 << (_BITS - 1))) >> _BITS, 0, 255), np.uint8)
