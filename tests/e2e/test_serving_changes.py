@@ -157,6 +157,8 @@ def test_names_are_loaded_and_unloaded(serving: Any, ledger: Ledger, register: R
         for action in ("load", "unload"):
             status, said = server.post(f"/v2/repository/models/none/{action}")
             assert (status, "model 'none' is not known" in said["error"]) == (404, True)
+        for name, status in (("other", 200), ("third", 200), ("tiny", 400)):  # one must answer
+            assert server.post(f"/v2/repository/models/{name}/unload")[0] == status
         assert server.post("/v2/repository/models/..%2f..%2fetc/load")[0] == 404
 
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from tidemill.core.errors import ContractViolation, NotFound, TidemillError
+from tidemill.core.errors import NotFound, TidemillError, Unavailable
 from tidemill.serve.deployment.slot import Standing
 from tidemill.serve.http import Refused, Request, Response, json_response
 from tidemill.serve.routes import Route
@@ -52,10 +52,8 @@ def named_routes(path: str, repository: Repository) -> Mapping[str, Route]:
             repository.load(ref) if action == "load" else repository.unload(ref)
         except NotFound as error:
             raise Refused(404, "unknown_model", error.message, hint=error.hint) from error
-        except ContractViolation as error:
-            raise Refused(400, "not_loaded", str(error)) from error
         except TidemillError as error:
-            raise Refused(503 if action == "unload" else 400, "not_loaded", str(error)) from error
+            raise Refused(503 if isinstance(error, Unavailable) else 400, "not_loaded", str(error)) from error
         return json_response({})
 
     subject = ref.partition("@")[0].partition("/")[0]

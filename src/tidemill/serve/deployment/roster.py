@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tidemill.core.errors import NotFound, TidemillError, Unavailable
+from tidemill.core.errors import Conflict, NotFound, TidemillError, Unavailable
 from tidemill.core.events import Events
 from tidemill.core.ledger import Ledger
 from tidemill.serve.deployment.slot import Slot, Standing, resolved, slot_of
@@ -80,7 +80,7 @@ class Roster:
                 for slot in [slot for slot in self._slots if slot.follows is not None]:
                     self._follow_one(slot)
                 self._head = head
-            except TidemillError as error:
+            except Exception as error:  # noqa: BLE001 - the edge of a thread, which must go on looking
                 self._complain(error)
 
     def load(self, ref: str) -> None:
@@ -103,12 +103,15 @@ class Roster:
 
         Raises:
             NotFound: If nothing of that name answers.
+            Conflict: If nothing else does.
         """
         with self._lock:
             gone = [slot for slot in self._slots if slot.name == name]
             if not gone:
                 raise NotFound("model", name, {slot.name for slot in self._slots})
             left = [slot for slot in self._slots if slot not in gone]
+            if not left:
+                raise Conflict(f"one model must answer, {name} is the last", hint="load another first, or stop the server")
             self._deploy(tuple(left))
             self._slots, self._unloaded[name] = left, gone
             self._events.emit("serve.unloaded", f"{name} was unloaded", model=name)
