@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import math
 import os
 import platform
 import shutil
@@ -214,7 +215,7 @@ class Session:
             after = used_s(running.pids())
             server_s = sum(value - pids.get(pid, 0.0) for pid, value in after.items())
             others = (busy_s() - before - server_s - (children_s() - own)) / took
-            found = {key: round(value, 4) for key, value in found.items()} | {
+            found = {key: round(value, 4) for key, value in found.items() if not math.isnan(value)} | {
                 "pss_mib": round(pss[0], 1), "processes": len(after), "cpu": round(server_s / took, 2),
                 "others_cpu": round(others, 2), "speed": round((before_speed + speed()) / 2, 2), "attempts": attempt + 1,
             }  # fmt: skip

@@ -279,7 +279,7 @@ def torchserve(name: str, **given: str) -> Server:
     command = ("torchserve", "--start", "--foreground", "--ncs", "--ts-config", "{scratch}/config.properties", "--model-store", "{scratch}")
     return Server(
         name=name, environment="torchserve", command=command, path="/predictions/model", prepare=torchserve_files, variables=given,
-        settings="2 workers, 1 thread each, batches of 32, 5 ms", warm_up_s=6.0,  # Java compiles what it runs often
+        settings="2 workers, 1 thread each, batches of 32, 5 ms", warm_up_s=10.0,  # Java compiles what it runs often
     )  # fmt: skip
 
 
@@ -312,5 +312,5 @@ OTHERS = [
     ),
 ]  # fmt: skip
 # Not peers of the claims: what the graph in place of XGBoost does for the two that matter most.
-CONTROLS = [fastapi(2, 1, "fastapi-2, graph", RUNTIME="onnx"), torchserve("torchserve, graph", RUNTIME="onnx")]
+CONTROLS = [fastapi(2, 1, "fastapi-2-graph", RUNTIME="onnx"), torchserve("torchserve-graph", RUNTIME="onnx")]
 SERVERS = {server.name: server for server in (*OURS, *OTHERS, *CONTROLS)}
