@@ -21,7 +21,7 @@ LIVED_S = 10.0
 # After so many ends in a row before it answered there is no hope for it.
 MOST_FAILURES = 5
 # Connections that came to a dead replica wait this long for the next one; after that, new ones go to the others.
-KEPT_S = 2.0
+KEPT_S = 10.0
 
 
 class Died(TidemillError):
