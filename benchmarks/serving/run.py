@@ -120,7 +120,7 @@ class Session:
         """From the launch of the process to the first right answer, files in the page cache."""
         for repeat in range(3):
             for workload in WORKLOADS.values():
-                for name in ("tidemill", "tidemill-2", "fastapi-2"):
+                for name in ("tidemill", "tidemill-2", "fastapi-2", *(("tidemill-bf16",) if workload.name == "text" else ())):
                     if name not in self.result["skipped"] and (self.chosen is None or name in self.chosen):
                         self._attempt(SERVERS[name], lambda n=name, w=workload, r=repeat: self._started(SERVERS[n], w, r))
 
@@ -267,10 +267,11 @@ class Session:
             older = json.loads(self.path.read_text(encoding="utf-8"))
             for key in ("windows", "starts", "checks", "limits"):
                 result[key] = [row for row in older[key] if row["part"] not in self.parts]
+            result["versions"] = older["versions"]
             result["seconds"] = {part: took for part, took in older["seconds"].items() if part not in self.parts}
         result["skipped"] = {}
         result["hardware"] = {**hardware(), "load_before": os.getloadavg()[0]}
-        result["versions"] = {"tidemill": {"python": platform.python_version(), **own_versions()}}
+        result["versions"] = {**result.get("versions", {}), "tidemill": {"python": platform.python_version(), **own_versions()}}
         result["settings"] = {server.name: server.settings for server in SERVERS.values()}
         return result
 
