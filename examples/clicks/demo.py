@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -34,14 +35,20 @@ def main() -> int:
     print(took.output, end="")
     if took.code:
         return took.code
-    shown = subprocess.run([TIDEMILL, "models", "show", "clicks", "--json"], cwd=FOLDER, check=True, capture_output=True, text=True)
-    quality = json.loads(shown.stdout)["evidence"]["quality"]
+    version = read("models", "list")[-1]["version"]  # the one just made, which need not be champion
+    quality = read("models", "show", f"clicks@{version}")["evidence"]["quality"]
     print()
     print(
         f"quality   {quality['metric']} {quality['value']:.4f} on {quality['rows']:,} rows; no model can be better than {ceiling(data):.4f}"
     )
     print(f"took      {took.seconds:.0f} s, {took.bytes / 2**30:.2f} GiB of memory at most, for {given.rows:,} rows")
     return 0
+
+
+def read(*command: str) -> Any:
+    """What a command says as JSON."""
+    said = subprocess.run([TIDEMILL, *command, "--json"], cwd=FOLDER, check=True, capture_output=True, text=True)
+    return json.loads(said.stdout)
 
 
 def ceiling(data: Path) -> float:
