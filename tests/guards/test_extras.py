@@ -21,6 +21,7 @@ DISTRIBUTIONS = {
     "google": "protobuf",
     "grpc": "grpcio",
     "jwt": "pyjwt",
+    "opentelemetry": "opentelemetry-exporter-otlp-proto-http",
     "sklearn": "scikit-learn",
     "xgboost": "xgboost-cpu",
 }

@@ -41,6 +41,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "granian": ("serve",),
     "grpc": ("serve.grpc",),
     "redis": ("serve",),
+    "opentelemetry": ("serve.tracing",),
     "jwt": ("serve.access",),
     "pyspark": ("engines.spark",),
     "ray": ("engines.ray",),

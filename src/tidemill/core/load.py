@@ -89,7 +89,7 @@ EXTRAS = {
     "adbc_driver_manager": "database", "adbc_driver_postgresql": "database", "adbc_driver_sqlite": "database",
     "duckdb": "train", "narwhals": "train", "onnx": "train", "optuna": "train",
     "pyarrow": "train", "sklearn": "train", "skl2onnx": "train", "skops": "train", "xgboost": "train",
-    "openvino": "openvino", "PIL": "image", "granian": "serve", "msgspec": "serve", "jwt": "auth", "cryptography": "auth", "redis": "redis", "grpc": "grpc", "google": "grpc",
+    "openvino": "openvino", "PIL": "image", "granian": "serve", "msgspec": "serve", "jwt": "auth", "cryptography": "auth", "redis": "redis", "grpc": "grpc", "google": "grpc", "opentelemetry": "otel",
     "tokenizers": "torch", "torch": "torch", "transformers": "torch", "mlflow": "mlflow", "psycopg": "postgres",
 }  # fmt: skip
 

@@ -36,12 +36,22 @@ class Trace:
     flags: str
 
     @classmethod
-    def of(cls, header: str | None) -> Trace:
-        """A new span, in the caller's trace where the header `traceparent` names one, else in a new trace."""
+    def of(cls, header: str | None, *, ratio: float = 0.0) -> Trace:
+        """A new span, in the caller's trace where the header `traceparent` names one, else in a new trace.
+
+        Args:
+            ratio: Share of new traces that are sampled, in 0..1; which ones, their number says.
+        """
         match = _FORM.fullmatch(header.strip()) if header else None
         if match is None or (match[4] and header is not None and header.startswith("00")):
-            return cls(secrets.token_hex(16), secrets.token_hex(8), None, "00")
+            trace = secrets.token_hex(16)
+            return cls(trace, secrets.token_hex(8), None, "01" if int(trace[16:], 16) < ratio * 2**64 else "00")
         return cls(match[1], secrets.token_hex(8), match[2], match[3])
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether spans of this trace are kept."""
+        return bool(int(self.flags, 16) & 1)
 
     @property
     def header(self) -> str:

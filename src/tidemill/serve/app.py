@@ -41,6 +41,7 @@ from tidemill.serve.model import Model
 from tidemill.serve.prediction_log import PredictionLog
 from tidemill.serve.routes import Route, Work
 from tidemill.serve.table import Table
+from tidemill.serve.tracing import Part, Tracer
 
 # Up to this size a request is read on the event loop, in bytes; one of a slow model, whose texts are taken apart there too.
 INLINE_BYTES = 16_384
@@ -50,6 +51,7 @@ PREPARED_BYTES = 2_048
 PAST_VERSIONS = 4
 
 _ID = "x-request-id"
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE")
 _STATUSES = {status: str(status) for status in range(200, 600)}
 _NOWHERE = Route(method="", path="", label="none", handle=lambda _: Response(404, []))
 
@@ -100,6 +102,7 @@ class App:
         self._started = time.time()
         self._log = PredictionLog(self.config.log_folder, count=self._count_log) if self.config.log else None
         self._access_log = AccessLog(self.config.access_log) if self.config.access_log is not None else None
+        self._tracer = Tracer(self.config.trace, events=self._events, count=self._count_traces) if self.config.trace is not None else None
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(4)
         self._past: list[tuple[str, str]] = []
@@ -257,8 +260,8 @@ class App:
         if accept := call.request.headers.get("accept-encoding"):
             encoding.encode(response, str(accept))
         response.headers.append((_ID, request_id))
-        if self._access_log is not None:
-            self._note(self._access_log, call, response, request_id)
+        if self._access_log is not None or self._tracer is not None:
+            self._note(call, response, request_id)
         if self.cors is not None:
             response.headers += self.cors.marks(call.request)
         self._count(call, response.status)
@@ -304,7 +307,7 @@ class App:
         """Answer what waits, and write what is left of the logs."""
         for batches in self._batches.values():
             batches.close()
-        for log in (self._log, self._access_log):
+        for log in (self._log, self._access_log, self._tracer):
             if log is not None:
                 log.close()
 
@@ -365,10 +368,18 @@ class App:
         with self.metrics.lock:
             self.metrics.errors.sample(refused.cause).value += 1
 
-    def _note(self, log: AccessLog, call: Call, response: Response, request_id: str) -> None:
-        request, work = call.request, call.work
-        trace = Trace.of(request.headers.get(TRACEPARENT))
+    def _note(self, call: Call, response: Response, request_id: str) -> None:
+        """Write the request down where that is wanted: one line, one trace."""
+        header = call.request.headers.get(TRACEPARENT)
+        trace = self._tracer.trace(header) if self._tracer is not None else Trace.of(header)
         response.headers.append((TRACEPARENT, trace.header))
+        if self._access_log is not None:
+            self._note_line(self._access_log, call, response, request_id, trace)
+        if self._tracer is not None:
+            self._note_trace(self._tracer, call, response, request_id, trace)
+
+    def _note_line(self, log: AccessLog, call: Call, response: Response, request_id: str, trace: Trace) -> None:
+        request, work = call.request, call.work
         log.append(
             id=request_id, trace=trace.trace, span=trace.span, parent=trace.parent,
             client=request.client, caller=call.caller.name if call.caller is not None else None,
@@ -377,6 +388,26 @@ class App:
             model=work.model.name if work is not None else None, version=work.model.version if work is not None else None,
             rows=work.rows if work is not None else None,
         )  # fmt: skip
+
+    def _note_trace(self, tracer: Tracer, call: Call, response: Response, request_id: str, trace: Trace) -> None:
+        request, work, method = call.request, call.work, call.request.method if call.request.method in _METHODS else "_OTHER"
+        attributes: dict[str, str | int] = {
+            "http.request.method": method,
+            "http.route": call.route.label,
+            "http.response.status_code": response.status,
+            "client.address": request.client,
+            "tidemill.request_id": request_id,
+        }
+        if work is not None:
+            attributes |= {"tidemill.model": work.model.name, "tidemill.version": work.model.version, "tidemill.rows": work.rows}
+        tracer.tell(
+            trace,
+            name=f"{method} {call.route.label}",
+            arrived=request.arrived,
+            parts=_parts(call, perf_counter()),
+            is_failed=response.status >= 500,
+            attributes=attributes,
+        )
 
     def _count(self, call: Call, status: int) -> None:
         ended, request, work, job, counted = perf_counter(), call.request, call.work, call.job, self.metrics
@@ -388,6 +419,10 @@ class App:
                 batches = self._batches[work.model]
                 batches.counted.call(work.rows, queued, call.parsed - call.started, job.ended - job.begun, ended - job.ended)
                 batches.queue.learn(job, ended)
+
+    def _count_traces(self, outcome: str, requests: int) -> None:
+        with self.metrics.lock:
+            self.metrics.traces.sample(outcome).value += requests
 
     def _count_log(self, outcome: str, rows: int) -> None:
         with self.metrics.lock:
@@ -468,6 +503,20 @@ class App:
             {"name": s.model, "alias": s.alias, "version": s.wanted, "reason": s.reason} for s in self._standings if s.state == "failed"
         ]
         return json_response({"models": listed, **({"failed": failed} if failed else {})})
+
+
+def _parts(call: Call, now: float) -> list[Part]:
+    """What an answered call's time went to; the queue comes twice, as in the metrics: for the body, and for its turn."""
+    job = call.job
+    if call.work is None or job is None:
+        return []
+    return [
+        ("queue", call.request.arrived, call.started),
+        ("preprocess", call.started, call.parsed),
+        ("queue", call.parsed, job.begun),
+        ("infer", job.begun, job.ended),
+        ("postprocess", job.ended, now),
+    ]
 
 
 def _stood(standing: Standing) -> tuple[str, ...]:

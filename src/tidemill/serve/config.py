@@ -13,6 +13,7 @@ from tidemill.serve.cors import CorsConfig
 from tidemill.serve.limits import LimitsConfig
 from tidemill.serve.replicas.config import ReplicasConfig
 from tidemill.serve.tls import TlsConfig
+from tidemill.serve.tracing import TraceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,8 @@ class ServeConfig:
     """How large an image may be."""
     access_log: Path | None = None
     """File of one JSON line a request, "-" for stderr; none when absent."""
+    trace: TraceConfig | None = None
+    """Where OpenTelemetry spans of requests go; nowhere when absent."""
     log: bool = False
     """Whether inputs and predictions are written to a file a day, for `tidemill monitor`."""
     log_folder: Path = Path(".tidemill/predictions")

@@ -168,6 +168,10 @@ class Metrics:
             "What is deployed: the version that answers, the one that its alias wants, and serving, failed or unloaded.",
             ("model", "alias", "version", "wanted", "state"), together="max",
         )  # fmt: skip
+        self.traces = Family(
+            Sample, "tidemill_traced_requests_total", "counter", "Requests whose spans were sent, failed to be, or were dropped before.",
+            ("outcome",),
+        )  # fmt: skip
         self.log_rows = Family(Sample, "tidemill_prediction_log_rows_total", "counter", "Rows of the prediction log.", ("outcome",))
         self.started = Family(
             Sample, "tidemill_start_time_seconds", "gauge", "When the server started, since the epoch.", (), together="min"
