@@ -420,7 +420,7 @@ def assignment_texts(module: types.ModuleType) -> dict[str, str]:
 
 # What the addresses mean that no OpenAPI description covers.
 ADDRESSES = {
-    "/": "Leads to /docs",
+    "/": "Leads a browser to /docs; says to others that the server lives",
     "/docs": "A page with each model's fields and an example that can be tried",
     "/openapi.json": "The OpenAPI 3.1 description of this server",
     "/v1/models": "KServe v1: names of the models",

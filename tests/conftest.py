@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
+import json
 import os
 import pwd
 import shutil
 import socket
 import subprocess
 import tempfile
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -108,6 +112,38 @@ def nycflights() -> Path:
     spec.loader.exec_module(module)
     with _only_one("nycflights"):
         return Path(module.get_data())
+
+
+@pytest.fixture(scope="session")
+def ask_client() -> Callable[..., Any]:
+    """Runs a script of tests/clients in the environment of other makers' clients, made once, and reads the JSON that it prints."""
+    folder = ROOT / "tests" / "clients"
+    with _only_one("clients"):
+        python = _clients_environment(folder / "requirements.txt")
+
+    def ask(script: str, **said: Any) -> Any:
+        command = [str(python), str(folder / script), json.dumps(said)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return ask
+
+
+def _clients_environment(requirements: Path) -> Path:
+    """The Python that has them. A machine of continuous integration must be able to install them; another one may skip."""
+    made = CACHE / "clients" / hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
+    python, finished = made / "bin" / "python", made / "finished"
+    if not finished.exists():
+        shutil.rmtree(made.parent, ignore_errors=True)
+        venv.create(made, with_pip=True)
+        command = [str(python), "-m", "pip", "install", "-qq", "--no-deps", "--disable-pip-version-check", "-r", str(requirements)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0 and not os.environ.get("CI"):
+            pytest.skip(f"the clients of tests/clients/requirements.txt cannot be installed: {done.stderr[-300:]}")
+        assert done.returncode == 0, done.stderr
+        finished.touch()
+    return python
 
 
 def _free_port() -> int:

@@ -168,34 +168,44 @@ def test_the_answers_are_the_same_in_every_protocol(server: str, speak: Callable
     assert speak(server) == pytest.approx(EXPECTED, abs=1e-6)
 
 
-@pytest.mark.parametrize("binary", [True, False])
-def test_the_triton_client_works_unchanged(server: str, binary: bool) -> None:
-    http = pytest.importorskip(
-        "tritonclient.http", reason="tritonclient is not installed (pip install 'tritonclient[http]')", exc_type=ImportError
-    )
-    numpy_types = {"FP64": np.float64, "FP32": np.float32, "INT64": np.int64, "BYTES": np.object_, "BOOL": np.bool_}
-    client = http.InferenceServerClient(server.removeprefix("http://"))
-    assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready("rows")
-    assert client.is_model_ready("rows", "3")
-    assert client.get_server_metadata()["name"] == "tidemill"
-    described = client.get_model_metadata("rows")
-    assert {tensor["name"]: tensor["datatype"] for tensor in described["inputs"]} == TYPES
-    inputs = []
-    for tensor in described["inputs"]:
-        values = [column(tensor["name"])[row] for row in ONLY_IN_FULL]
-        array = np.array(values, numpy_types[tensor["datatype"]]).reshape(-1, 1)
-        inputs.append(http.InferInput(tensor["name"], array.shape, tensor["datatype"]))
-        inputs[-1].set_data_from_numpy(array, binary_data=binary)
-    answer = client.infer("rows", inputs, request_id="7", outputs=[http.InferRequestedOutput("probability", binary_data=binary)])
-    assert answer.get_response()["id"] == "7"
-    assert answer.as_numpy("probability")[:, 1] == pytest.approx([EXPECTED[row] for row in ONLY_IN_FULL], abs=1e-6)
-    unnamed = client.infer("rows", inputs)
-    assert unnamed.as_numpy("prediction").tolist() == [EXPECTED[row] > 0.5 for row in ONLY_IN_FULL]
-    with pytest.raises(Exception, match="model 'none' is not known"):
-        client.infer("none", inputs)
-    client.close()
+def in_full() -> dict[str, tuple[str, list[Any]]]:
+    """Datatype and values of the columns, in rows without a null."""
+    return {name: (kind, [column(name)[row] for row in ONLY_IN_FULL]) for name, kind in TYPES.items()}
+
+
+@pytest.mark.parametrize("over", ["http", "grpc", "http.aio", "grpc.aio"])
+def test_tritons_clients_work_unchanged(server: str, ask_client: Callable[..., Any], over: str) -> None:
+    address = server.removeprefix("http://") if over.startswith("http") else GRPC[server]
+    found = ask_client(
+        "ask_triton.py", what="walk", over=over, address=address, model="rows", version="3", columns=in_full(), text_model="texts",
+        texts=["great", "awful", "航空"],
+    )  # fmt: skip
+    assert found["states"] == [True] * 4
+    assert (found["server"]["name"], found["name"], found["versions"]) == ("tidemill", "rows", ["3"])
+    assert found["inputs"] == TYPES
+    assert (found["outputs"], found["shapes"]) == ({"prediction": "BOOL", "probability": "FP32"}, [[-1], [-1, 2]])
+    ways = [f"{way}, {form}" for form in (("raw", "JSON") if "http" in over else ("raw",)) for way in ("plain", "by version", "compressed")]
+    assert sorted(found["answers"]) == sorted(ways)
+    for given_id, version, probability in found["answers"].values():
+        assert (given_id, version) == ("7", "3")
+        assert probability == pytest.approx([EXPECTED[row] for row in ONLY_IN_FULL], abs=1e-6)
+    assert found["prediction"] == [EXPECTED[row] > 0.5 for row in ONLY_IN_FULL]
+    assert found["texts"][:2] == ["POSITIVE", "NEGATIVE"]
+    assert len(found["texts"]) == 3
+    for said, expected in zip(found["errors"], ["model 'none' is not known", "must be given", "model 'none' is not known"], strict=True):
+        assert expected in said
+
+
+def test_kserves_client_works_unchanged(server: str, ask_client: Callable[..., Any]) -> None:
+    records = [RECORDS[row] for row in ONLY_IN_FULL]
+    found = ask_client("ask_kserve.py", url=server, grpc=GRPC[server], model="rows", records=records, columns=in_full())
+    assert found["states"] == {"v1": [True, True], "v2": [True, True, True, False], "grpc": [True, True, True]}
+    assert sorted(found["answers"]) == ["grpc", "v1", "v2, JSON", "v2, raw"]
+    for way, probability in found["answers"].items():
+        assert probability == pytest.approx([EXPECTED[row] for row in ONLY_IN_FULL], abs=1e-6), way
+    assert found["id"] == "7"
+    for said, expected in zip(found["errors"], ["must be given", "model 'none' is not known", "model 'none' is not known"], strict=True):
+        assert expected in said
 
 
 def test_texts_are_answered_alike(server: str) -> None:

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from tidemill.core.package import Package
+from tidemill.serve.grpc.messages import messages
 from tidemill.testing.packages import EXAMPLE, tiny_package
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -147,11 +149,16 @@ def test_in_process_limits_of_several_are_warned_of(serving: Any, rows: Package)
 
 
 def test_grpc_is_shared_and_the_logs_are_whole(serving: Any, rows: Package, tmp_path: Path) -> None:
-    grpc = pytest.importorskip("tritonclient.grpc")
+    made = messages()
     with serving.served(rows.path, replicas=2, grpc_port=0, log=True, log_folder=str(tmp_path / "log")) as server:
         for _ in range(12):
-            with grpc.InferenceServerClient(server.grpc) as client:
-                assert client.is_model_ready("rows")
+            with grpc.insecure_channel(server.grpc) as channel:
+                is_ready = channel.unary_unary(
+                    "/inference.GRPCInferenceService/ModelReady",
+                    request_serializer=made["ModelReadyRequest"].SerializeToString,
+                    response_deserializer=made["ModelReadyResponse"].FromString,
+                )
+                assert is_ready(made["ModelReadyRequest"](name="rows"), timeout=30).ready
         with serving.Callers(server.url, threads=6) as callers:
             serving.until(lambda: len(callers.answered) > 500)
         assert server.stop() == 0

@@ -162,21 +162,18 @@ def test_names_are_loaded_and_unloaded(serving: Any, ledger: Ledger, register: R
         assert server.post("/v2/repository/models/..%2f..%2fetc/load")[0] == 404
 
 
-@pytest.mark.parametrize("over", ["http", "grpc"])
-def test_triton_clients_load_and_unload(serving: Any, ledger: Ledger, register: Register, tmp_path: Path, over: str) -> None:
-    library = pytest.importorskip(f"tritonclient.{over}")
+@pytest.mark.parametrize("over", ["http", "grpc", "http.aio", "grpc.aio"])
+def test_triton_clients_load_and_unload(
+    serving: Any, ledger: Ledger, register: Register, tmp_path: Path, ask_client: Callable[..., Any], over: str
+) -> None:
     for name in ("tiny", "other"):
         register(name)
     with serving.served("tiny", "other", ledger=tmp_path / "ledger.db", grpc_port=0) as server:
-        address = server.grpc if over == "grpc" else server.url.removeprefix("http://")
-        with library.InferenceServerClient(address) as client:
-            client.unload_model("other")
-            serving.until(lambda: server.post("/models/other/predict", EXAMPLE)[0] == 404)
-            index = client.get_model_repository_index()
-            entries = [(e.name, e.state) for e in index.models] if over == "grpc" else [(e["name"], e["state"]) for e in index]
-            assert entries == [("tiny", "READY"), ("other", "UNAVAILABLE")]
-            client.load_model("other")
-            assert client.is_model_ready("other")
+        address = server.grpc if over.startswith("grpc") else server.url.removeprefix("http://")
+        both, one, again = ask_client("ask_triton.py", what="repository", over=over, address=address, model="other")
+        assert both == again == [["tiny", "READY"], ["other", "READY"]]
+        assert one == [["tiny", "READY"], ["other", "UNAVAILABLE"]]
+        assert server.post("/models/other/predict", EXAMPLE)[0] == 200
 
 
 MEGABYTES = 32

@@ -9,10 +9,9 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,24 +139,14 @@ def test_beyond_the_queue_callers_are_told_at_once_to_come_again(package: Packag
         assert {future.result()[0] for future in waiting} <= {200, 504}
 
 
-def test_over_grpc_deadlines_and_priorities_mean_the_same(package: Package, tmp_path: Path) -> None:
-    grpc = pytest.importorskip("tritonclient.grpc")
+def test_over_grpc_deadlines_and_priorities_mean_the_same(package: Package, ask_client: Callable[..., Any]) -> None:
+    columns = {
+        "distance": ("FP64", [1400.0]), "fare": ("FP32", [12.5]), "seats": ("INT64", [3]), "carrier": ("BYTES", ["UA"]),
+        "weekend": ("BOOL", [True]), "departs": ("INT64", [1370115000000000]),
+    }  # fmt: skip
     with served(package, inline_ms=0, grpc_port=0, batch=BatchConfig(max_delay_ms=60_000, max_rows=2)) as running:
-        client = grpc.InferenceServerClient(running.grpc)
-        inputs = []
-        for name, kind, value in (
-            ("distance", "FP64", 1400.0), ("fare", "FP32", 12.5), ("seats", "INT64", 3), ("carrier", "BYTES", "UA"), ("weekend", "BOOL", True),
-            ("departs", "INT64", 1370115000000000),
-        ):  # fmt: skip
-            inputs.append(grpc.InferInput(name, [1, 1], kind))
-            types = {"FP64": np.float64, "FP32": np.float32, "INT64": np.int64, "BYTES": np.object_, "BOOL": np.bool_}
-            inputs[-1].set_data_from_numpy(np.array([[value]], types[kind]))
-        with pytest.raises(Exception, match=r"(?i)deadline"):
-            client.infer("rows", inputs, client_timeout=0.05)
-        with pytest.raises(Exception, match="the time that the request had is over"):
-            client.infer("rows", inputs, timeout=30_000, priority=1)
-        with ThreadPoolExecutor(2) as callers:
-            both = list(callers.map(lambda _: client.infer("rows", inputs).as_numpy("probability")[0, 1], range(2)))
+        late, too_late, both = ask_client("ask_triton.py", what="wishes", over="grpc", address=running.grpc, model="rows", columns=columns)
+        assert "deadline" in late.lower()
+        assert "the time that the request had is over" in too_late
         assert both == pytest.approx([tiny_probability(EXAMPLE)] * 2, abs=1e-6)
         assert counted(running, 'tidemill_batch_rows_sum{model="rows",version="1"}') == 2
-        client.close()

@@ -468,7 +468,7 @@ class App:
             docs.openapi(models, guarded=self.access is not None, limited=self.limits is not None),
         )
         handlers: dict[str, Callable[[Request], Response]] = {
-            "/": lambda _: Response(307, [("location", "/docs")]),
+            "/": _front,
             "/docs": lambda _: Response(200, [("content-type", "text/html; charset=utf-8"), *docs.PAGE_HEADERS], page),
             "/openapi.json": lambda _: json_response(specification),
             "/health": self._health,
@@ -503,6 +503,11 @@ class App:
             {"name": s.model, "alias": s.alias, "version": s.wanted, "reason": s.reason} for s in self._standings if s.state == "failed"
         ]
         return json_response({"models": listed, **({"failed": failed} if failed else {})})
+
+
+def _front(request: Request) -> Response:
+    """The page, for who reads pages; else that the server lives, as KServe's first protocol has it."""
+    return Response(307, [("location", "/docs")]) if request.accepts("text/html") else json_response({"status": "alive"})
 
 
 def _parts(call: Call, now: float) -> list[Part]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from google.protobuf import descriptor_pool, message_factory, text_format
 
 from tidemill import cli
 from tidemill.core.errors import ConfigError, Unsupported
@@ -31,21 +33,18 @@ FIELDS = {
 }
 
 
-def parsed(text: str) -> Any:
-    """A `config.pbtxt` as Triton's schema has it."""
-    schema = pytest.importorskip(
-        "tritonclient.grpc.model_config_pb2",
-        reason="tritonclient is not installed (pip install 'tritonclient[grpc]')",
-        exc_type=ImportError,
-    )
-    from google.protobuf import text_format
-
-    return text_format.Parse(text, schema.ModelConfig())
+@pytest.fixture(scope="module")
+def parsed(ask_client: Callable[..., Any]) -> Callable[[str], Any]:
+    """Reads a `config.pbtxt` as Triton's own schema has it."""
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(bytes.fromhex(ask_client("ask_triton.py", what="schema")))
+    config = message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))
+    return lambda text: text_format.Parse(text, config())
 
 
 @pytest.mark.parametrize("max_batch", [0, 256])
 @pytest.mark.parametrize("task", TASKS)
-def test_tritons_schema_takes_every_config(task: TinyTask, max_batch: int, tmp_path: Path) -> None:
+def test_tritons_schema_takes_every_config(parsed: Callable[[str], Any], task: TinyTask, max_batch: int, tmp_path: Path) -> None:
     package = tiny_package(tmp_path / "tiny", task=task, version="3")
     notes = export(package, tmp_path / "out", layout="triton", max_batch=max_batch)
     folder = tmp_path / "out" / "tiny"
@@ -66,7 +65,7 @@ def test_tritons_schema_takes_every_config(task: TinyTask, max_batch: int, tmp_p
     assert any("up to 256 rows" in note for note in notes) == bool(max_batch)
 
 
-def test_types_are_those_that_the_graph_takes(tmp_path: Path) -> None:
+def test_types_are_those_that_the_graph_takes(parsed: Callable[[str], Any], tmp_path: Path) -> None:
     """A request made from the config alone runs, and answers as the package does."""
     package = tiny_package(tmp_path / "tiny")
     export(package, tmp_path / "out", layout="triton")
@@ -83,7 +82,7 @@ def test_types_are_those_that_the_graph_takes(tmp_path: Path) -> None:
     assert answer == pytest.approx(predictor.run(inputs).probability)
 
 
-def test_classes_become_labels(tmp_path: Path) -> None:
+def test_classes_become_labels(parsed: Callable[[str], Any], tmp_path: Path) -> None:
     export(tiny_package(tmp_path / "tiny", classes=["no", "yes"]), tmp_path / "out", layout="triton")
     assert (tmp_path / "out" / "tiny" / triton.LABELS).read_text() == "no\nyes\n"
     made = parsed((tmp_path / "out" / "tiny" / "config.pbtxt").read_text(encoding="utf-8"))

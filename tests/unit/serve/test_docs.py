@@ -52,7 +52,8 @@ def test_the_page_loads_nothing_from_elsewhere(send: Send) -> None:
     assert "default-src 'none'" in dict(response.headers)["content-security-policy"]
     assert not re.search(r"""(src|href)=["']?(https?:)?//|url\(|@import""", page)
     assert '"name":"binary"' in page
-    assert send("GET", "/").status == 307
+    assert send("GET", "/", accept="text/html,*/*").headers[0] == ("location", "/docs")
+    assert json.loads(send("GET", "/").body) == {"status": "alive"}
 
 
 def test_a_models_words_cannot_leave_the_data_of_the_page(tmp_path: Path) -> None:
