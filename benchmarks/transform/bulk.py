@@ -30,8 +30,7 @@ import pandas as pd  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import sklearn  # noqa: E402
-from clicks import FEATURES, NUMBERS, TEXTS, column_transformer, table  # noqa: E402
-from sklearn.compose import ColumnTransformer  # noqa: E402
+from clicks import FEATURES, TEXTS, check_equal, column_transformer, table  # noqa: E402
 
 from tidemill.core.contract import hardware  # noqa: E402
 from tidemill.core.graph import BulkGraph  # noqa: E402
@@ -84,19 +83,6 @@ def main(repeats: int, rows: int) -> None:
 
 def read(file: Path) -> Iterator[pa.RecordBatch]:
     return pq.ParquetFile(file, read_dictionary=TEXTS).iter_batches(BATCH_ROWS)
-
-
-def check_equal(description: dict[str, Any], ours: np.ndarray, peer: ColumnTransformer, theirs: np.ndarray) -> None:
-    """The same numbers, and the same category behind every code; ours are ranks by frequency, theirs by spelling."""
-    names = description["names"]
-    for i, name in enumerate(NUMBERS):
-        np.testing.assert_allclose(ours[:, names.index(name)], theirs[:, i], rtol=1e-4, atol=1e-5)
-    for i, (name, spelled) in enumerate(zip(TEXTS, peer.named_transformers_["texts"].categories_, strict=True)):
-        ranked = description["columns"][name][0]["fitted"]["categories"]
-        rank = {word: code for code, word in enumerate(ranked, 1)}
-        as_ours = np.array([rank.get(word, 0) for word in spelled] + [len(ranked) + 1, 0], np.float32)
-        codes = theirs[:, len(NUMBERS) + i].astype(np.int64)  # -1 unknown, -2 null: the last two entries from the end
-        np.testing.assert_array_equal(ours[:, names.index(name)], as_ours[codes])
 
 
 def interleaved(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, list[float]]]:

@@ -59,3 +59,16 @@ def column_transformer() -> ColumnTransformer:
     numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
     texts = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2, dtype=np.float32)
     return ColumnTransformer([("numbers", numbers, NUMBERS), ("texts", texts, TEXTS)])
+
+
+def check_equal(description: dict[str, Any], ours: np.ndarray, peer: ColumnTransformer, theirs: np.ndarray) -> None:
+    """The same numbers, and the same category behind every code; ours are ranks by frequency, theirs by spelling."""
+    names = description["names"]
+    for i, name in enumerate(NUMBERS):
+        np.testing.assert_allclose(ours[:, names.index(name)], theirs[:, i], rtol=1e-4, atol=1e-5)
+    for i, (name, spelled) in enumerate(zip(TEXTS, peer.named_transformers_["texts"].categories_, strict=True)):
+        ranked = description["columns"][name][0]["fitted"]["categories"]
+        rank = {word: code for code, word in enumerate(ranked, 1)}
+        as_ours = np.array([rank.get(word, 0) for word in spelled] + [len(ranked) + 1, 0], np.float32)
+        codes = theirs[:, len(NUMBERS) + i].astype(np.int64)  # -1 unknown, -2 null: the last two entries from the end
+        np.testing.assert_array_equal(ours[:, names.index(name)], as_ours[codes])

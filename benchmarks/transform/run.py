@@ -27,8 +27,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from bulk import check_equal
-from clicks import FEATURES, NUMBERS, TEXTS, artifact, column_transformer, table
+from clicks import FEATURES, NUMBERS, TEXTS, artifact, check_equal, column_transformer, table
 
 from tidemill.core.contract import hardware
 from tidemill.core.graph import BulkGraph
