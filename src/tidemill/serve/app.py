@@ -286,8 +286,11 @@ class App:
 
     def is_quick(self, call: Call) -> bool:
         """Whether reading takes so little time that it may be done on the event loop."""
-        model = call.route.model
-        return model is None or len(call.request.body) <= (INLINE_BYTES if model.row_ms <= self.config.inline_ms else PREPARED_BYTES)
+        model, request = call.route.model, call.request
+        if model is None:
+            return True
+        is_short = len(request.body) <= (INLINE_BYTES if model.row_ms <= self.config.inline_ms else PREPARED_BYTES)
+        return is_short and request.headers.get("content-encoding") is None  # a thousand times as much may be in it
 
     def queues(self, call: Call) -> bool:
         """Whether the call's work waits for a runner, rather than being done where it was read."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.core.schema import Column
+from tidemill.serve import protocol_docs
 from tidemill.serve.http import ARROW_FILE, ARROW_STREAM, JSON, encode
 from tidemill.serve.model import Model
 
@@ -69,8 +70,11 @@ def openapi(models: Sequence[Model], *, guarded: bool = False, limited: bool = F
         }
         for at in [*([""] if i == 0 else []), f"/models/{model.name}/versions/{model.version}"]:
             paths |= dict(_model_paths(at, model, key))
+        first = all(model.name != other.name for other in models[:i])
+        paths |= dict(protocol_docs.paths(model, key, first=first, errors=_TEXTS))
     for path, summary in _SERVER_PATHS.items():
-        paths[path] = {"get": {"summary": summary, "tags": ["server"], "responses": {"200": {"description": summary}}}}
+        stopping = {"503": {"description": "The server stops"}} if path.endswith("/ready") else {}
+        paths[path] = {"get": {"summary": summary, "tags": ["server"], "responses": {"200": _described(summary, path), **stopping}}}
     made: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": f"Tidemill: {', '.join(dict.fromkeys(model.name for model in models))}", "version": version("tidemill")},
@@ -80,7 +84,12 @@ def openapi(models: Sequence[Model], *, guarded: bool = False, limited: bool = F
     refusals = {**(_errors(_GUARDED) if guarded else {}), **(_errors(_LIMITED) if limited else {})}
     for path, methods in paths.items():
         for method in methods.values() if "/health" not in path else ():
-            method["responses"] = {**method["responses"], **refusals}
+            added = (
+                refusals
+                if not path.startswith(("/v1", "/v2"))
+                else {status: protocol_docs.refusal(told) for status, told in refusals.items()}
+            )
+            method["responses"] = {**method["responses"], **added}
             if guarded:
                 method["security"] = [{"bearer": []}, {"key": []}]
     if guarded:
@@ -142,6 +151,11 @@ def _model_paths(at: str, model: Model, key: str) -> Iterator[tuple[str, dict[st
     yield f"{at}/model_info", {"get": {"summary": "What the model is", "tags": [tag], "responses": {"200": {"description": "The model"}}}}
 
 
+def _described(summary: str, path: str) -> dict[str, Any]:
+    kind = "text/plain" if path == "/metrics" else JSON
+    return {"description": summary, "content": {kind: {"schema": {"type": "string" if kind != JSON else "object"}}}}
+
+
 def _errors(texts: Mapping[str, str]) -> dict[str, Any]:
     content = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {status: {"description": text, "content": content} for status, text in texts.items()}
@@ -149,10 +163,12 @@ def _errors(texts: Mapping[str, str]) -> dict[str, Any]:
 
 _GUARDED = {"401": "No valid credential", "403": "The credential does not reach so far"}
 _LIMITED = {"429": "Too many requests; see `Retry-After`"}
-_ERRORS = _errors({
-    "400": "The body is malformed", "413": "The body or the batch is too large", "415": "The media type is not taken",
-    "422": "A field is missing or wrong; named in `error.field`",
-})  # fmt: skip
+_TEXTS = {
+    "400": "The body is malformed", "408": "The body did not come in time", "413": "The body or the batch is too large",
+    "415": "The media type is not taken", "422": "A field is missing or wrong; named in `error.field`",
+    "503": "More is asked than can be answered in time, or the server stops; see `Retry-After`", "504": "The request's time is over",
+}  # fmt: skip
+_ERRORS = _errors(_TEXTS)
 
 
 def _column_schema(column: Column) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _body(request: Request) -> tuple[InferRequest, memoryview]:
     stated = request.headers.get(JSON_LENGTH)
     content, raw = request.body, memoryview(b"")
     if stated is not None:
-        if not str(stated).isdecimal() or int(stated) > len(content):
+        if not _is_size(str(stated)) or int(stated) > len(content):
             raise Refused(400, "malformed", f"{JSON_LENGTH} must be at most the body's {len(content)} bytes, got {str(stated)[:20]}")
         content, raw = content[: int(stated)], memoryview(content)[int(stated) :]
     elif request.content_type not in ("", JSON, "application/x-www-form-urlencoded", BINARY):
@@ -156,6 +156,11 @@ def _body(request: Request) -> tuple[InferRequest, memoryview]:
         raise Refused(422, "field", f"the body must be an inference request: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise malformed(error, content) from error
+
+
+def _is_size(text: str) -> bool:
+    """Whether a header is a number of bytes; of thousands of digits it would be no number for Python."""
+    return text.isascii() and text.isdecimal() and len(text) < 20
 
 
 def _wanted_outputs(given: InferRequest, model: Model) -> dict[str, bool]:

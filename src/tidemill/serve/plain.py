@@ -85,7 +85,7 @@ def read_batch(request: Request, model: Model, config: ServeConfig) -> Work:
     """
     kind = request.content_type
     if kind in (ARROW_STREAM, ARROW_FILE):
-        table = arrow.read(request.body, kind)
+        table = arrow.read(request.body, kind, max_bytes=int(config.max_body_mb * 1e6))
         rows = check_rows(table.num_rows, config)
         inputs = model.signature.from_arrow(table)
         reply = JSON if request.accepts(JSON) else kind

@@ -10,6 +10,8 @@ from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
+from granian.rsgi import ProtocolClosed, ProtocolError
+
 from tidemill.serve.app import App, Call
 from tidemill.serve.http import Refused, Request, Response
 
@@ -106,7 +108,7 @@ class RsgiApp:
         """The body.
 
         Raises:
-            Refused: With 413 if it is too large, with 408 if it takes too long.
+            Refused: With 413 if it is too large, with 408 if it takes too long, with 400 if it ends before its time.
         """
         stated = request.headers.get("content-length")
         if stated is not None and int(stated) > self._max_bytes:
@@ -125,6 +127,8 @@ class RsgiApp:
                     raise self._too_large("more")
                 chunks.append(chunk)
             return b"".join(chunks)
+        except (ProtocolError, ProtocolClosed) as error:
+            raise Refused(400, "malformed", "the body must be as long as it says", headers=(("connection", "close"),)) from error
         except asyncio.CancelledError:
             if task in self._reading:  # not for its time, but because the server ends
                 raise

@@ -178,8 +178,7 @@ def test_no_message_breaks_the_server(ask: Caller, data: Any) -> None:
     except grpc.RpcError as error:
         details = error.details()  # type: ignore[attr-defined]
         code = error.code().name  # type: ignore[attr-defined]
-        # What is no message at all is the library's to refuse, as INTERNAL.
-        assert code in ("INVALID_ARGUMENT", "NOT_FOUND") or (code == "INTERNAL" and "deserializing" in details), (code, details)
+        assert code in ("INVALID_ARGUMENT", "NOT_FOUND"), (code, details)
 
 
 def test_credentials_and_limits_hold_as_over_http(package: Package, tmp_path: Path) -> None:

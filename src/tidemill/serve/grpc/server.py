@@ -5,7 +5,9 @@ An inference becomes the protocol's REST request with raw tensors, which is what
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -65,11 +67,11 @@ class GrpcServer:
         limit = int(app.config.max_body_mb * 1e6)
         options = [("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", int(together))]
         self._server = self._grpc.server(ThreadPoolExecutor(max(workers, CALLS), thread_name_prefix="grpc"), options=options)
+        self._broken = need("google.protobuf.message", "serve.grpc_port").DecodeError
         made = messages()
         handlers = {
             method: self._grpc.unary_unary_rpc_method_handler(
-                getattr(self, f"_{method}"),
-                request_deserializer=made[request].FromString,
+                partial(self._answered, getattr(self, f"_{method}"), made[request].FromString),
                 response_serializer=made[response].SerializeToString,
             )
             for method, (request, response) in METHODS.items()
@@ -86,6 +88,14 @@ class GrpcServer:
     def stop(self, *, grace_s: float) -> None:
         """Take no new call, and wait until those under way are answered, at most `grace_s`."""
         self._server.stop(grace_s).wait()
+
+    def _answered(self, answer: Callable[[Any, Any], Any], parse: Callable[[bytes], Any], body: bytes, context: Any) -> Any:
+        """The answer to a call; what is no message is refused here, since the library would call it a failure of the server."""
+        try:
+            request = parse(body)
+        except self._broken as error:
+            return self._refuse(context, 400, f"the message must be what the method takes: {error}")
+        return answer(request, context)
 
     def _ServerLive(self, _: Any, context: Any) -> Any:  # noqa: N802 - the protocol's names
         return self._messages["ServerLiveResponse"](live=self._told("/v2/health/live", context)["live"])
