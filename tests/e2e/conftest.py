@@ -177,7 +177,17 @@ def make_rows() -> Callable[..., pa.Table]:
 @pytest.fixture(scope="session")
 def serving() -> Any:
     """The module `serving_load` beside this file: servers of a ledger, and callers that note what fails."""
-    spec = importlib.util.spec_from_file_location("serving_load", Path(__file__).parent / "serving_load.py")
+    return _beside("serving_load")
+
+
+@pytest.fixture(scope="session")
+def serving_fuzz() -> Any:
+    """The module `serving_fuzz` beside this file: malformed requests."""
+    return _beside("serving_fuzz")
+
+
+def _beside(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
