@@ -93,8 +93,8 @@ def test_the_word_does_not_cover_other_promises(tmp_path: Path) -> None:
 
 def test_a_package_of_another_kind_is_refused(packages: Path) -> None:
     package = Package.open(packages / "binary")
-    signature = {**package.manifest["signature"], "kind": "image"}
-    with pytest.raises(Unsupported, match="'image' cannot be served"):
+    signature = {**package.manifest["signature"], "kind": "window"}
+    with pytest.raises(Unsupported, match="'window' cannot be served"):
         Model(Package(package.path, {**package.manifest, "signature": signature}))
 
 
