@@ -7,10 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from time import perf_counter
 from typing import Any, TypeVar
-
-from granian.rsgi import ProtocolClosed, ProtocolError
 
 from tidemill.serve.app import App, Call
 from tidemill.serve.http import Refused, Request, Response
@@ -26,6 +25,8 @@ class RsgiApp:
     """What Granian calls, on one event loop."""
 
     def __init__(self, app: App, *, workers: int) -> None:
+        rsgi: Any = import_module("granian.rsgi")
+        self._torn = (rsgi.ProtocolClosed, rsgi.ProtocolError)
         self._app = app
         self._max_bytes = int(app.config.max_body_mb * 1e6)
         self._timeout_s = app.config.body_timeout_s
@@ -127,7 +128,7 @@ class RsgiApp:
                     raise self._too_large("more")
                 chunks.append(chunk)
             return b"".join(chunks)
-        except (ProtocolError, ProtocolClosed) as error:
+        except self._torn as error:
             raise Refused(400, "malformed", "the body must be as long as it says", headers=(("connection", "close"),)) from error
         except asyncio.CancelledError:
             if task in self._reading:  # not for its time, but because the server ends
