@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ RUNTIME_OPSETS = {"com.microsoft": 1}
 NUMPY_TYPES: dict[str, Any] = {
     "boolean": np.uint8, "int64": np.int64, "float32": np.float32, "float64": np.float64, "string": np.object_, "timestamp": np.int64,
 }  # fmt: skip
+
+# Texts that are made one array, all as wide as the longest of them.
+TEXTS_TOGETHER = 4096
 
 # Beyond this width a fixed-width NumPy string array costs more than one of Python strings.
 MAX_FIXED_WIDTH = 64
@@ -87,8 +91,10 @@ class RowSignature:
         Raises:
             DataError: If a field is missing, of another type, out of range, or null where the column has none.
         """
-        inputs: Arrays = {}
+        inputs = self._together(records)
         for name, column, convert in self._columns:
+            if name in inputs:
+                continue
             try:
                 values = [record[name] for record in records]
             except KeyError:
@@ -112,7 +118,7 @@ class RowSignature:
                 values = [record[column.name] for column in columns]
             except (KeyError, TypeError):
                 return self.from_records((record,))
-            if not _convert_together(kind, columns, values, inputs):
+            if not columns_together(kind, columns, values, inputs):
                 for column, value in zip(columns, values, strict=True):
                     if value is None and not column.nullable:
                         raise _null(column, 0)
@@ -172,6 +178,18 @@ class RowSignature:
         if array.null_count and not column.nullable:
             raise DataError(f"column {column.name!r} must not be null, is in {array.null_count} rows", field=column.name, hint=_NO_NULLS)
         return array
+
+    def _together(self, records: Sequence[Mapping[str, Any]]) -> Arrays:
+        """Inputs of the columns that need no care; the others are left out, and their mistakes to be found."""
+        made: Arrays = {}
+        for kind, columns in self._of_type:
+            names = [column.name for column in columns]
+            try:
+                values = [record[name] for record in records for name in names]
+            except (KeyError, TypeError):
+                continue
+            columns_together(kind, columns, values, made)
+        return made
 
     def _missing(self, name: str, given: Any) -> DataError:
         close = nearest(name, [str(key) for key in given])
@@ -546,25 +564,30 @@ def column_inputs(column: Column, values: list[Any], inputs: Arrays) -> None:
     _RECORD_CONVERTERS[column.type](column, values, inputs)
 
 
-def _convert_together(kind: str, columns: list[Column], values: list[Any], inputs: Arrays) -> bool:
-    """Add one row of columns of a type, where every value is of a type that needs no care; whether that was so."""
+def columns_together(kind: str, columns: Sequence[Column], values: list[Any], inputs: Arrays) -> bool:
+    """Add columns of one type, given row after row, where every value is of a type that needs no care; whether that was so."""
+    if kind == "string" and len(values) > TEXTS_TOGETHER:
+        return False
     if None in values and kind in _NULLS:
-        if not all(column.nullable for column, value in zip(columns, values, strict=True) if value is None):
+        if not all(column.nullable for column, value in zip(cycle(columns), values, strict=False) if value is None):
             return False
         values = [_NULLS[kind] if value is None else value for value in values]
     if not _AS_THEY_STAND[kind].issuperset(map(type, values)):
         return False
-    if kind == "string" and ("\0" in (joined := "".join(values)) or max(map(len, values)) > MAX_FIXED_WIDTH or not _is_unicode(joined)):
+    if kind == "string" and (
+        "\0" in (joined := "".join(values)) or max(map(len, values), default=0) > MAX_FIXED_WIDTH or not _is_unicode(joined)
+    ):
         return False
     try:
         with np.errstate(over="raise"):
-            together = np.array(values, None if kind == "string" else NUMPY_TYPES[kind])
+            together = np.array(values, None if kind == "string" and values else NUMPY_TYPES[kind])
     except (OverflowError, FloatingPointError):
         return False
-    for column, value in zip(columns, together.reshape(-1, 1, 1), strict=True):
-        inputs[column.name] = value
+    by_column = np.ascontiguousarray(together.reshape(-1, len(columns)).T)[:, :, None]
+    for column, array in zip(columns, by_column, strict=True):
+        inputs[column.name] = array
         if kind == "int64" and column.nullable:
-            inputs[column.name + VALID_SUFFIX] = _VALID
+            inputs[column.name + VALID_SUFFIX] = _VALID if len(array) == 1 else np.ones((len(array), 1), bool)
     return True
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from tidemill.core.graph import NUMPY_TYPES, Arrays, column_inputs
+from tidemill.core.graph import NUMPY_TYPES, Arrays, column_inputs, columns_together
 from tidemill.core.schema import Column, Schema
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -61,7 +61,7 @@ class RowReader:
                 together_NC = np.array([row[start:end] for row in rows], NUMPY_TYPES[kind])  # None becomes NaN
                 for column, array in zip(columns, np.ascontiguousarray(together_NC.T).reshape(len(columns), -1, 1), strict=True):
                     made[column.name] = array
-            else:
+            elif not columns_together(kind, columns, [value for row in rows for value in row[start:end]], made):
                 for place, column in enumerate(columns, start):
                     column_inputs(column, [row[place] for row in rows], made)
         return made

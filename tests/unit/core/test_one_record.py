@@ -11,9 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tidemill.core.errors import DataError
-from tidemill.core.graph import Arrays, RowSignature
+from tidemill.core.graph import Arrays, RowSignature, column_inputs
 from tidemill.core.schema import Column, Schema
 
+NO_NULLS = "the data that the model was made from has no nulls there, so what it would answer was never measured"
 TYPES = ("boolean", "int64", "float32", "float64", "string", "timestamp")
 SIGNATURE = RowSignature(
     Schema(tuple(Column(name=f"{kind}_{i}", type=kind, nullable=i != 1) for i in range(3) for kind in TYPES))  # type: ignore[arg-type]
@@ -69,3 +70,30 @@ def test_what_is_missing_is_named_as_in_a_batch(record: Any) -> None:
     with pytest.raises(DataError) as many:
         SIGNATURE.from_records([record])
     assert (str(one.value), one.value.field) == (str(many.value), many.value.field)
+
+
+@given(st.lists(FULL | HOLED, min_size=1, max_size=5) | st.lists(FULL | HOLED | WRONG, min_size=1, max_size=3))
+def test_columns_converted_together_are_as_each_by_itself(records: list[dict[str, Any]]) -> None:
+    together, apart = outcome(SIGNATURE.from_records, records), outcome(column_by_column, records)
+    if isinstance(together, DataError) or isinstance(apart, DataError):
+        assert str(together) == str(apart)
+        return
+    assert together.keys() == apart.keys()
+    for name, expected in apart.items():
+        assert together[name].shape == expected.shape == (len(records), 1)
+        assert together[name].flags.c_contiguous
+        if expected.dtype.kind in "OU":
+            assert together[name].tolist() == expected.tolist()
+        else:
+            assert together[name].dtype == expected.dtype, name
+            np.testing.assert_array_equal(together[name], expected)
+
+
+def column_by_column(records: list[dict[str, Any]]) -> Arrays:
+    inputs: Arrays = {}
+    for column in SIGNATURE.schema:
+        values = [record[column.name] for record in records]
+        if not column.nullable and None in values:
+            raise DataError(f"field {column.name!r} must not be null, is in row {values.index(None)}", hint=NO_NULLS)
+        column_inputs(column, values, inputs)
+    return inputs
