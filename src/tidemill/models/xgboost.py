@@ -54,8 +54,9 @@ ROW_BYTES = 32
 LARGEST_TRAINED = np.float32(1e38)
 LARGEST = np.finfo(np.float32).max
 
-# What max_depth = "auto" tries, where there are no more values to train on than this.
+# What max_depth = "auto" tries, where there are no more values to train on than this; then deeper by two as long as that is better.
 DEPTHS = (2, 4, 6)
+USUAL_DEPTH, DEEPEST = 6, 12
 TRIED_CELLS = 20_000_000
 
 LOGARITHM = "model/logarithm"
@@ -66,8 +67,8 @@ class XGBoostParams:
     """How the trees grow."""
 
     max_depth: int | Literal["auto"] = field(default="auto", metadata={"min": 1, "max": 30})
-    """Splits between the root and the deepest leaf; auto: 2, 4 or 6, whichever is best on the validation rows. 6
-    where there are none, or more than 20,000,000 values to train on."""
+    """Splits between the root and the deepest leaf; auto: 2, 4 or 6, whichever is best on the validation rows, and deeper by two, up to 12,
+    as long as that is better still. 6 where there are no such rows, or more than 20,000,000 values to train on."""
     learning_rate: float = field(default=0.05, metadata={"min": 1e-5, "max": 1.0})
     """Share of each tree's answer that is added."""
     num_rounds: int = field(default=1000, metadata={"min": 1, "max": 100_000})
@@ -148,11 +149,11 @@ class XGBoost:
         settings |= _settings(params, task, num_classes, seed, threads)
         _check_loss(params.loss, task, train)
         if valid is not None and valid.num_rows and train.num_rows * train.num_features <= TRIED_CELLS:
-            choices = [{"max_depth": depth} for depth in (DEPTHS if params.max_depth == "auto" else [params.max_depth])]
+            depths: Sequence[int] = DEPTHS if params.max_depth == "auto" else [params.max_depth]
             losses = ["poisson"] if params.loss == "auto" and task == "regression" and _counts(train) and _counts(valid) else []
         else:
-            choices, losses = [{}], []
-        booster, kept, outside = self._best(settings, choices, losses, measured, train, valid, params, threads, on_round)
+            depths, losses = [settings["max_depth"]], []
+        booster, kept, outside = self._best(settings, depths, losses, measured, train, valid, params, threads, on_round)
         fitted = FittedTrees(booster, task=task, num_classes=num_classes, names=list(train.names), best_round=kept)
         fitted.external_memory = outside
         return fitted
@@ -207,7 +208,7 @@ class XGBoost:
     def _best(
         self,
         settings: Mapping[str, Any],
-        choices: Sequence[Mapping[str, Any]],
+        depths: Sequence[int],
         losses: Sequence[str],
         measured: Mapping[str, str],
         train: base.Matrix,
@@ -216,12 +217,12 @@ class XGBoost:
         threads: int,
         on_round: base.OnRound | None,
     ) -> tuple[Any, int, bool]:
-        """What `boost` gives with the choice whose best validation round is best, then with other losses if one is better still.
+        """What `boost` gives with the depth whose best validation round is best, then with other losses if one is better still.
 
         The rounds are told once it is known which; at once where there is nothing to choose.
         """
-        if len(choices) == 1 and not losses:
-            return self.boost({**settings, **choices[0]}, measured, train, valid, params, threads, on_round)
+        if len(depths) == 1 and not losses:
+            return self.boost({**settings, "max_depth": depths[0]}, measured, train, valid, params, threads, on_round)
         name = next(iter(measured))
         sign = 1 if name in ("roc_auc", "average_precision") else -1
 
@@ -230,7 +231,11 @@ class XGBoost:
             made = self.boost({**settings, **choice}, measured, train, valid, params, threads, _noting(rounds))
             return sign * rounds[made[1]][f"valid_{name}"], choice, made, rounds
 
-        best = max((tried(choice) for choice in choices), key=lambda one: one[0])
+        best = max((tried({"max_depth": depth}) for depth in depths), key=lambda one: one[0])
+        deepest = depths[-1]
+        while len(depths) > 1 and best[1]["max_depth"] == deepest < DEEPEST:
+            deepest += 2
+            best = max(best, tried({"max_depth": deepest}), key=lambda one: one[0])
         best = max([best, *(tried({**best[1], "objective": LOSSES[loss]}) for loss in losses)], key=lambda one: one[0])
         _, _, made, rounds = best
         for number, values in enumerate(rounds if on_round is not None else ()):
@@ -507,7 +512,7 @@ def _settings(params: XGBoostParams, task: str, num_classes: int | None, seed: i
     """XGBoost's own names for what a fit needs."""
     settings: dict[str, Any] = {
         "objective": OBJECTIVES.get(task) or LOSSES.get(params.loss, LOSSES["squared"]), "tree_method": "hist", "nthread": threads, "seed": seed,
-        "max_depth": DEPTHS[-1] if params.max_depth == "auto" else params.max_depth, "learning_rate": params.learning_rate, "subsample": params.subsample,
+        "max_depth": USUAL_DEPTH if params.max_depth == "auto" else params.max_depth, "learning_rate": params.learning_rate, "subsample": params.subsample,
         "colsample_bytree": params.colsample, "min_child_weight": params.min_child_weight, "lambda": params.reg_lambda,
         "alpha": params.reg_alpha, "gamma": params.gamma, "max_bin": params.max_bin,
     }  # fmt: skip

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,24 @@ def test_the_depth_is_that_which_is_best_on_the_validation_rows() -> None:
     assert loss() == min(losses) < max(losses)
     assert [number for number, _ in told] == list(range(len(told))), "the rounds of the best one alone"
     assert min(told, key=lambda one: one[1])[0] == chosen.best_round
+
+
+def test_trees_grow_deeper_as_long_as_that_is_better() -> None:
+    """Targets that hang on three columns together, in no way on fewer: six splits do not tell their 512 cells apart."""
+    rng = np.random.default_rng(0)
+    cell_ABC = rng.random((8, 8, 8)) < 0.5
+
+    def rows(num: int) -> MemoryMatrix:
+        place_N3 = rng.integers(0, 8, (num, 3))
+        return MemoryMatrix(place_N3.astype(np.float32), cell_ABC[tuple(place_N3.T)].astype(np.float64))
+
+    train, valid = rows(6000), rows(2000)
+    auto, six = fit(train, valid), fit(train, valid, max_depth=6)
+    assert depth_of(auto) > 6 == depth_of(six)
+
+
+def depth_of(fitted: FittedTrees) -> int:
+    return int(json.loads(fitted.booster.save_config())["learner"]["gradient_booster"]["tree_train_param"]["max_depth"])
 
 
 def counts(seed: int, *, num: int = 3000) -> MemoryMatrix:
