@@ -6,6 +6,7 @@ import html
 import http.client
 import json
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 
 from tidemill.client import Client
 from tidemill.core.package import Package
+from tidemill.serve.listener import BACKLOG
 from tidemill.testing.packages import EXAMPLE, tiny_package, tiny_probability
 
 pytestmark = pytest.mark.server
@@ -294,13 +296,15 @@ def test_the_page_shows_the_models_fields_and_a_live_answer(server: str, chromiu
 
 
 def test_many_kept_connections_are_served(server: str) -> None:
-    kept = [http.client.HTTPConnection(server.removeprefix("http://"), timeout=30) for _ in range(200)]
-    for connection in kept:
-        connection.connect()
-    for connection in kept:
-        connection.request("GET", "/health/live")
-        answer = connection.getresponse()
-        assert answer.status == 200
-        answer.read()
-    for connection in kept:
-        connection.close()
+    """More than wait to be taken at once, and idle: whoever comes next is answered too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * BACKLOG)), hard))
+    with ExitStack() as kept:
+        kept.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(BACKLOG + 100):
+            connection = http.client.HTTPConnection(server.removeprefix("http://"), timeout=30)
+            kept.callback(connection.close)
+            connection.request("GET", "/health/live")
+            answer = connection.getresponse()
+            assert answer.status == 200
+            answer.read()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import socket
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,10 @@ from tidemill.serve.rsgi import RsgiApp
 STARTUP_S = 30.0
 # Connections that wait to be taken.
 BACKLOG = 1024
+# Connections that may be open at once, idle ones too.
+MOST_CONNECTIONS = 65_536
+# Files that may be open beside the connections.
+FILES = 128
 # How often a certificate's files are looked at, and how long both servers take connections when they changed.
 LOOK_S = 2.0
 BESIDE_S = 0.5
@@ -126,6 +131,7 @@ class Listener:
             http1_settings=HTTP1Settings(header_read_timeout=int(config.header_timeout_s * 1000)),
             websockets=False,
             backlog=BACKLOG,
+            backpressure=_most_connections(),
             log_enabled=False,
             **secure,
         )
@@ -166,6 +172,19 @@ def listening_socket(host: str, port: int, *, together: bool = False) -> socket.
         made.close()
         raise _not_bound(error, host, port) from error
     return made
+
+
+def _most_connections() -> int:
+    """As many as the system's limit of open files allows, which is raised as far as this user may.
+
+    Granian itself takes no more than its backlog, idle ones too, and all others wait until one of them goes.
+    """
+    wanted = MOST_CONNECTIONS + FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return max(allowed - FILES, allowed // 2)
 
 
 def _not_bound(error: OSError, host: str, port: int) -> TidemillError:
