@@ -24,8 +24,8 @@ from tidemill.serve.rsgi import RsgiApp
 if TYPE_CHECKING:
     from tidemill.serve.grpc.server import GrpcServer
 
-# Objects that are made, beyond those that go, before Python looks for circles among them. A request makes some 30 and leaves no circle: at the
-# usual 700, 1,024 connections had all requests in flight looked through again and again, a quarter of the processor's time.
+# Objects that are made, beyond those that go, before Python looks for circles among them. A request leaves none: at the usual 700, all requests
+# in flight were looked through again and again, with 1,024 connections a seventh of the processor's time (99 to 84 microseconds a request).
 OBJECTS_BETWEEN_LOOKS = 50_000
 
 
