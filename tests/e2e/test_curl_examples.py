@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import sklearn.datasets
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tidemill.core.graph import IR_VERSION, OPSETS
 from tidemill.core.ledger import Ledger
 from tidemill.core.package import Package, write
+from tidemill.packaging.imports import package_model
 from tidemill.serve.access import keys
 from tidemill.serve.app import App
 from tidemill.serve.model import Model
@@ -45,16 +47,18 @@ def lines() -> list[str]:
 
 @dataclass(frozen=True)
 class Typing:
-    """Where lines are typed: two servers, and a folder with what they read."""
+    """Where lines are typed: three servers, and a folder with what they read."""
 
     folder: Path
     plain: str
     guarded: str
+    pictures: str
     key: str
 
     def run(self, line: str) -> subprocess.CompletedProcess[str]:
         is_guarded = "$KEY" in line or "https://" in line.split(" -H ", maxsplit=1)[0]
-        at = f"--cacert cert.pem https://localhost:{self.guarded}" if is_guarded else f"localhost:{self.plain}"
+        port = self.pictures if "photo.jpg" in line else self.plain
+        at = f"--cacert cert.pem https://localhost:{self.guarded}" if is_guarded else f"localhost:{port}"
         typed = re.sub(r"(--cacert cert\.pem )?(https://)?localhost:(8000|8443)", at, line).replace(
             "curl ", "curl -sS --fail-with-body ", 1
         )
@@ -78,17 +82,20 @@ def typing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typing]:
     with pa.ipc.new_stream(folder / "rows.arrow", rows.schema) as out:
         out.write_table(rows)
     (folder / "records.json").write_text(json.dumps({"records": [EXAMPLE] * 2000}))
+    shutil.copy(Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg", folder / "photo.jpg")
+    pictures(folder)
     with ExitStack() as open_servers:
         plain = open_servers.enter_context(serving(folder, '[serve.cors]\norigins = ["https://app.example.com"]\n'))
         secure = f'[serve.tls]\ncert = "cert.pem"\nkey = "key.pem"\n[serve.auth]\nkeys = "{folder / "keys.json"}"\n'
-        yield Typing(folder, plain, open_servers.enter_context(serving(folder, secure)), key)
+        guarded = open_servers.enter_context(serving(folder, secure))
+        yield Typing(folder, plain, guarded, open_servers.enter_context(serving(folder, "", "pictures")), key)
 
 
 @contextmanager
-def serving(folder: Path, config: str) -> Iterator[str]:
-    """`tidemill serve flights reviews` with this configuration; its port."""
+def serving(folder: Path, config: str, *models: str) -> Iterator[str]:
+    """`tidemill serve flights reviews`, or other models, with this configuration; its port."""
     (folder / "tidemill.toml").write_text('name = "flights"\n[data]\nsource = "a.csv"\ntarget = "late"\n' + config)
-    command = [sys.executable, "-m", "tidemill.cli", "serve", "flights", "reviews", "--port", "0"]
+    command = [sys.executable, "-m", "tidemill.cli", "serve", *(models or ("flights", "reviews")), "--port", "0"]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as started:
         try:
             assert started.stderr is not None
@@ -145,6 +152,27 @@ def flights(path: Path, *, weight: float = 1.0) -> Package:
     return write(path, name="flights", task="binary", signature=signature, files={"full.onnx": content}, documents=documents, lineage={})
 
 
+def pictures(folder: Path) -> Package:
+    """A package that tells by an image's mean colour, in the folder `pictures`."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["pixels"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["colour"]),
+        helper.make_node("MatMul", ["colour", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "pictures", [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, 24, 32])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 2])],
+        [numpy_helper.from_array(np.array([[1, -1], [0.5, 0], [-1, 1]], np.float32), "weights")],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", OPSETS[""])]
+    (folder / "net.onnx").write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString())
+    rows = pa.table({"image": [(folder / "photo.jpg").read_bytes()] * 4})
+    return package_model(
+        folder / "net.onnx", data=rows, target=None, name="pictures", out=folder / "pictures", image={"width": 32, "height": 24}
+    )
+
+
 def certificate(folder: Path) -> None:
     """`cert.pem` and `key.pem` of `localhost`."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -168,7 +196,7 @@ def test_a_line_of_the_page_is_answered(typing: Typing, line: str) -> None:
 
 
 def test_answers_are_what_the_page_says(typing: Typing) -> None:
-    [one, *_] = [line for line in lines() if line.startswith("curl localhost:8000/predict -d")]
+    [one, *_] = [line for line in lines() if line.startswith("curl localhost:8000/predict -d '{")]
     answer = json.loads(typing.run(one).stdout)
     assert answer["probability"] == pytest.approx(1 / (1 + np.exp(-4.7)), abs=1e-6)
     assert (answer["prediction"], answer["model"], answer["version"]) == (True, "flights", "3")
