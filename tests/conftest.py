@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import fcntl
 import hashlib
 import importlib.util
@@ -47,6 +48,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def free_port() -> int:
     """A port of the loopback address that nothing listened on a moment ago."""
     return _free_port()
+
+
+@pytest.fixture(scope="session")
+def certify() -> Callable[..., bytes]:
+    """Writes `cert.pem`, which signs itself for `localhost`, and `key.pem`, its key or another's, into a folder; the certificate."""
+
+    def write(folder: Path, name: str = "localhost", *, with_its_key: bool = True) -> bytes:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        now = dt.datetime.now(dt.UTC)
+        certificate = (
+            x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(now).not_valid_after(now + dt.timedelta(days=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .sign(key, hashes.SHA256())
+        )  # fmt: skip
+        kept = key if with_its_key else ec.generate_private_key(ec.SECP256R1())
+        pem = certificate.public_bytes(serialization.Encoding.PEM)
+        private = kept.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (folder / "key.pem").write_bytes(private)
+        (folder / "cert.pem").write_bytes(pem)
+        return pem
+
+    return write
 
 
 @pytest.fixture(scope="session")

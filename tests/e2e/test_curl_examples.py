@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import sklearn.datasets
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from onnx import TensorProto, helper, numpy_helper
 
 from tidemill.core.graph import IR_VERSION, OPSETS
@@ -69,7 +65,7 @@ class Typing:
 
 
 @pytest.fixture(scope="module")
-def typing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typing]:
+def typing(tmp_path_factory: pytest.TempPathFactory, certify: Callable[..., bytes]) -> Iterator[Typing]:
     folder = tmp_path_factory.mktemp("curl")
     ledger = Ledger(folder / ".tidemill" / "ledger.db", packages=folder / ".tidemill" / "packages")
     for version in (1, 2, 3):
@@ -77,7 +73,7 @@ def typing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typing]:
     ledger.promote("flights", 3, why="newest")
     ledger.register(tiny_package(folder / "reviews", task="text", name="reviews"))
     key = keys.add(folder / "keys.json", "alice", scopes=["predict", "read"])
-    certificate(folder)
+    certify(folder)
     rows = pa.Table.from_pylist([EXAMPLE, {"distance": None, "carrier": "DL"}])
     with pa.ipc.new_stream(folder / "rows.arrow", rows.schema) as out:
         out.write_table(rows)
@@ -171,22 +167,6 @@ def pictures(folder: Path) -> Package:
     return package_model(
         folder / "net.onnx", data=rows, target=None, name="pictures", out=folder / "pictures", image={"width": 32, "height": 24}
     )
-
-
-def certificate(folder: Path) -> None:
-    """`cert.pem` and `key.pem` of `localhost`."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now).not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "key.pem").write_bytes(private)
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
 
 @pytest.mark.parametrize("line", list(dict.fromkeys(lines())))

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import queue
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from tidemill.client import AsyncClient, Client
 from tidemill.core.errors import ConfigError
@@ -20,23 +17,6 @@ from tidemill.serve.tls import TlsConfig
 from tidemill.testing.packages import EXAMPLE, tiny_package
 
 pytestmark = pytest.mark.server
-
-
-def certificate(folder: Path) -> TlsConfig:
-    """A certificate for `localhost` that signs itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now).not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "key.pem").write_bytes(private)
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    return TlsConfig(cert=folder / "cert.pem", key=folder / "key.pem")
 
 
 def ask(url: str, **arguments: Any) -> list[bool]:
@@ -52,8 +32,9 @@ def ask(url: str, **arguments: Any) -> list[bool]:
     return [*answers, *asyncio.run(alike())]
 
 
-def test_a_server_is_trusted_by_its_authority_alone(tmp_path: Path) -> None:
-    tls = certificate(tmp_path)
+def test_a_server_is_trusted_by_its_authority_alone(tmp_path: Path, certify: Callable[..., bytes]) -> None:
+    certify(tmp_path)
+    tls = TlsConfig(cert=tmp_path / "cert.pem", key=tmp_path / "key.pem")
     ready: queue.Queue[Running] = queue.Queue()
     options = {"config": ServeConfig(port=0, tls=tls), "on_ready": ready.put}
     thread = threading.Thread(target=serve, args=([tiny_package(tmp_path / "tiny")],), kwargs=options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import queue
 import socket
 import ssl
@@ -10,14 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import serialization
 
 from tidemill.core.errors import ConfigError
 from tidemill.core.events import Event, Events
@@ -36,24 +35,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "LOOK_S", 0.1)
 
 
-def write(name: str, *, key_of: str | None = None) -> bytes:
-    """A certificate for `localhost` under a name, and its key or another's."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now).not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    kept = ec.generate_private_key(ec.SECP256R1()) if key_of else key
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    Path("key.pem").write_bytes(
-        kept.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    Path("cert.pem").write_bytes(pem)
-    return pem
+@pytest.fixture
+def write(certify: Callable[..., bytes]) -> Callable[..., bytes]:
+    """Writes a certificate for `localhost` under a name here, and its key or another's."""
+    return partial(certify, Path())
 
 
 @contextmanager
@@ -109,7 +94,7 @@ def until(found: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.server
-def test_a_replaced_certificate_is_used_and_no_request_is_lost(tmp_path: Path) -> None:
+def test_a_replaced_certificate_is_used_and_no_request_is_lost(tmp_path: Path, write: Callable[..., bytes]) -> None:
     write("one")
     said: list[Event] = []
     failures: list[Exception] = []
@@ -148,17 +133,17 @@ def test_a_replaced_certificate_is_used_and_no_request_is_lost(tmp_path: Path) -
 
 
 @pytest.mark.server
-def test_a_pair_that_does_not_go_together_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_pair_that_does_not_go_together_leaves_the_old_one(tmp_path: Path, write: Callable[..., bytes]) -> None:
     write("one")
     said: list[Event] = []
     with served(tmp_path, Events(said.append)) as running:
-        write("two", key_of="somebody else")
+        write("two", with_its_key=False)
         assert until(lambda: any(event.kind == "serve.certificate" and event.level == "warning" for event in said))
         assert shown(int(running.url.rpartition(":")[2]))[0] == "CN=one"
 
 
 @pytest.mark.server
-def test_grpc_is_secured_by_the_same_files(tmp_path: Path) -> None:
+def test_grpc_is_secured_by_the_same_files(tmp_path: Path, write: Callable[..., bytes]) -> None:
     def live(root: bytes) -> bytes:
         with grpc.secure_channel(
             str(running.grpc), grpc.ssl_channel_credentials(root), (("grpc.ssl_target_name_override", "localhost"),)
@@ -175,16 +160,16 @@ def test_grpc_is_secured_by_the_same_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_the_oldest_protocol_taken(tmp_path: Path) -> None:
+def test_the_oldest_protocol_taken(tmp_path: Path, write: Callable[..., bytes]) -> None:
     write("one")
     with served(tmp_path) as running:
         assert shown(int(running.url.rpartition(":")[2]), newest=ssl.TLSVersion.TLSv1_2)[1].startswith(b"HTTP/1.1 200")
 
 
-def test_files_that_are_no_pair(tmp_path: Path) -> None:
+def test_files_that_are_no_pair(tmp_path: Path, write: Callable[..., bytes]) -> None:
     with pytest.raises(ConfigError, match="must be a certificate and its key"):
         TLS.checked(tmp_path)
-    write("one", key_of="somebody else")
+    write("one", with_its_key=False)
     with pytest.raises(ConfigError, match="must be a certificate and its key"):
         TLS.checked(tmp_path)
     write("one")
