@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -320,11 +320,10 @@ class FittedTrees:
         self.num_classes = num_classes
         self.names = list(names)
         self.best_round = best_round
-
-    @property
-    def answers_logarithms(self) -> bool:
+        learner = _learner(booster.save_config())
+        self.answers_logarithms = learner["objective"]["name"] in LOGARITHMIC
         """Whether the trees' sum is the logarithm of the answer."""
-        return str(_learner(self.booster.save_config())["objective"]["name"]) in LOGARITHMIC
+        self._base = base_scores(learner, 1)[0] if self.answers_logarithms else 0.0
 
     def predict(self, x_NF: np.ndarray) -> np.ndarray:
         answer = self._run(x_NF, "value")
@@ -361,13 +360,13 @@ class FittedTrees:
     def _run(self, x_NF: np.ndarray, kind: str) -> np.ndarray:
         if not len(x_NF):
             return np.empty((0, self.num_classes or 0) if self.task == "multiclass" else 0)
+        x_NF = _within(x_NF, LARGEST)
         if self.answers_logarithms:
-            return logarithmic_answers(
-                self.booster,
-                lambda base_N: self.booster.inplace_predict(_within(x_NF, LARGEST), predict_type="margin", base_margin=base_N),
-                len(x_NF),
-            )
-        return np.asarray(self.booster.inplace_predict(_within(x_NF, LARGEST), predict_type=kind), np.float64)
+            # XGBoost adds its trees to the base in float32: over a thousand of them that is some 1e-5 of a logarithm of 8, and as much of
+            # the answer. What the trees add up to by themselves is smaller, and so is its error.
+            sum_N = self.booster.inplace_predict(x_NF, predict_type="margin", base_margin=np.zeros(len(x_NF), np.float32))
+            return np.asarray(np.exp(self._base + np.asarray(sum_N, np.float64)))
+        return np.asarray(self.booster.inplace_predict(x_NF, predict_type=kind), np.float64)
 
 
 class FittedQuantiles:
@@ -391,16 +390,6 @@ class FittedQuantiles:
     def save(self, folder: Path) -> None:
         self.booster.save_model(str(folder / "quantiles.ubj"))
         write_json(folder / "quantiles.json", {"num_levels": self.num_levels, "num_features": self.num_features})
-
-
-def logarithmic_answers(booster: Any, margins: Callable[[np.ndarray], np.ndarray], num_rows: int) -> np.ndarray:
-    """Answers of trees that add up to logarithms, float64 (N,), from XGBoost's margins over base margins of zero.
-
-    XGBoost adds its trees to the base in float32: over a thousand of them that is some 1e-5 of a logarithm of 8, and as much of the answer.
-    What the trees add up to by themselves is smaller, and so is its error.
-    """
-    (base,) = base_scores(_learner(booster.save_config()), 1)
-    return np.asarray(np.exp(base + np.asarray(margins(np.zeros(num_rows, np.float32)), np.float64)))
 
 
 def _learner(saved: str | bytes) -> dict[str, Any]:
