@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tidemill.core.errors import ConfigError, DataError, Unsupported
-from tidemill.core.graph import session
 from tidemill.core.image import read_files
-from tidemill.core.load import need
 from tidemill.core.schema import Column, Schema
 from tidemill.packaging import image_reference
 from tidemill.packaging.image_config import ImageConfig
-from tidemill.packaging.imports.onnx import answer_of, normal
+from tidemill.packaging.imports.onnx import answer_of, normal, opened
 from tidemill.packaging.imports.source import Given, Imported
 from tidemill.packaging.imports.wrap import Answer, wrap_one_input
 from tidemill.packaging.merge import outputs, to_bytes
@@ -88,13 +86,7 @@ def read(path: Path, given: Given, config: ImageConfig, column: str) -> Imported
         DataError: If the file is no valid ONNX.
         Unsupported: If its input is not what the declaration makes, or its output nothing that a package answers.
     """
-    onnx = need("onnx", "importing an ONNX model")
-    try:
-        model = onnx.load(str(path))
-        content = bytes(model.SerializeToString())
-    except Exception as error:  # the protobuf decoder and onnx raise a family without a public root
-        raise DataError(f"{path} must be an ONNX model: {error}") from error
-    original = session(content)
+    model, original = opened(path)
     name = _input(original, config)
 
     def native(batch: pa.RecordBatch) -> np.ndarray:

@@ -24,6 +24,7 @@ from tidemill.packaging.parity import FunctionPath
 
 if TYPE_CHECKING:
     import onnx
+    import onnxruntime as ort
     import pyarrow as pa
 
 # Metadata in which exporters leave the names of a matrix's columns, as JSON or comma-separated.
@@ -39,13 +40,7 @@ def read(path: Path, given: Given) -> Imported:
         DataError: If the file is no valid ONNX, or the data lacks its columns.
         Unsupported: If its inputs or outputs are of a shape that no package has.
     """
-    onnx = need("onnx", "importing an ONNX model")
-    try:
-        model = onnx.load(str(path))
-        content = bytes(model.SerializeToString())
-    except Exception as error:  # the protobuf decoder and onnx raise a family without a public root
-        raise DataError(f"{path} must be an ONNX model: {error}") from error
-    original = session(content)
+    model, original = opened(path)
     wiring = _wiring(model, given)
     feed = Feed(
         wiring, {value.name: value.type for value in original.get_inputs()}, {value.name: value.shape for value in original.get_inputs()}
@@ -88,6 +83,21 @@ class Feed:
                 array = np.where(array == None, NULL_STRING, array)  # noqa: E711 - element by element
             made[name] = array[:, 0] if name in self._flat else array
         return made
+
+
+def opened(path: Path) -> tuple[onnx.ModelProto, ort.InferenceSession]:
+    """The model in an ONNX file, and that file as it answers by itself.
+
+    Raises:
+        DataError: If it is no valid ONNX.
+    """
+    onnx = need("onnx", "importing an ONNX model")
+    try:
+        model = onnx.load(str(path))
+        content = bytes(model.SerializeToString())
+    except Exception as error:  # the protobuf decoder and onnx raise a family without a public root
+        raise DataError(f"{path} must be an ONNX model: {error}") from error
+    return model, session(content)
 
 
 def _wiring(model: onnx.ModelProto, given: Given) -> dict[str, list[Column]]:

@@ -76,17 +76,7 @@ def wrap_one_input(model: onnx.ModelProto, name: str, called: str, answer: Answe
         [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape)],
         [],
     )
-    used = {read for node in graph.node for read in _read_by(node)}
-    graph.initializer.extend(value for value in [*inner.graph.initializer, *more] if value.name in used)
-    graph.sparse_initializer.extend(inner.graph.sparse_initializer)
-    made = helper.make_model(
-        graph,
-        opset_imports=list(model.opset_import),
-        ir_version=model.ir_version,
-        functions=list(inner.functions),
-        producer_name="tidemill",
-    )
-    return merge.checked(made)
+    return _completed(graph, model, inner, more)
 
 
 def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -163,17 +153,22 @@ def _answering(model: onnx.ModelProto, wiring: Mapping[str, Sequence[Column]], a
         [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["N"] if answer.classes is None else ["N", len(answer.classes)])],
         [],
     )
+    return _completed(graph, model, inner, [*constants, *more])
+
+
+def _completed(graph: onnx.GraphProto, model: onnx.ModelProto, inner: onnx.ModelProto, constants: Sequence[Any]) -> onnx.ModelProto:
+    """The checked model of a graph around `inner`, which is `model` under other names, with the constants that its nodes read."""
     used = {name for node in graph.node for name in _read_by(node)}
-    graph.initializer.extend(value for value in [*inner.graph.initializer, *constants, *more] if value.name in used)
+    graph.initializer.extend(value for value in [*inner.graph.initializer, *constants] if value.name in used)
     graph.sparse_initializer.extend(inner.graph.sparse_initializer)
-    made_model = helper.make_model(
+    made = need("onnx.helper", "importing a model").make_model(
         graph,
         opset_imports=list(model.opset_import),
         ir_version=model.ir_version,
         functions=list(inner.functions),
         producer_name="tidemill",
     )
-    return merge.checked(made_model)
+    return merge.checked(made)
 
 
 def _side_by_side(columns: Sequence[Column], element: int, output: str, *, prefix: str, flat: bool = False) -> tuple[list[Any], list[Any]]:
