@@ -162,15 +162,27 @@ def listening_socket(host: str, port: int, *, together: bool = False) -> socket.
     """
     if together and port != 0:
         listening_socket(host, port).close()  # that another server listens must be seen
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if together:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        made.bind((host, port))
+        return bound_socket(host, port, together=together)
     except OSError as error:
-        made.close()
         raise _not_bound(error, host, port) from error
+
+
+def bound_socket(host: str, port: int, *, together: bool) -> socket.socket:
+    """The same, without a look at who else listens there.
+
+    Raises:
+        OSError: If it cannot be bound.
+    """
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if together:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind((host, port))
+    except OSError:
+        made.close()
+        raise
     return made
 
 

@@ -23,7 +23,7 @@ from tidemill.serve.config import ServeConfig
 from tidemill.serve.counts import Snapshot, merged
 from tidemill.serve.deployment.roster import Roster
 from tidemill.serve.deployment.slot import Slot, Standing
-from tidemill.serve.listener import listening_socket
+from tidemill.serve.listener import bound_socket, listening_socket
 from tidemill.serve.process import Running, url
 from tidemill.serve.replicas.config import bounds
 from tidemill.serve.replicas.keeper import Keeper
@@ -176,7 +176,7 @@ class Supervisor:
         return None
 
     def listening(self) -> socket.socket:
-        return listening_socket_beside(self._config)
+        return bound_socket(bound(self._config.host), self._config.port, together=True)
 
     def alone(self, keeper: Keeper) -> bool:
         return all(other is keeper for other in self._ready())
@@ -290,12 +290,3 @@ class Supervisor:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self._stopping.set())
-
-
-def listening_socket_beside(config: ServeConfig) -> socket.socket:
-    """One more socket on the address that the server has already."""
-    made = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    made.bind((bound(config.host), config.port))
-    return made
