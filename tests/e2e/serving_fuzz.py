@@ -93,6 +93,21 @@ FRAMES = [
 ]  # fmt: skip
 
 
+def torn(draw: random.Random, body: bytes, *, put_in: Callable[[], bytes], longest: int) -> bytes:
+    """A body with some bytes changed, put in or left out at random places."""
+    made = bytearray(body)
+    for _ in range(draw.choice((1, 2, 8))):
+        at = draw.randrange(len(made) + 1)
+        kind = draw.randrange(3)
+        if kind == 0 and made:
+            made[at % len(made)] = draw.randrange(256)
+        elif kind == 1:
+            made[at:at] = put_in()
+        else:
+            del made[at : at + draw.choice((1, 4, longest))]
+    return bytes(made)
+
+
 class HttpFuzz:
     """Sends malformed HTTP over a connection that it keeps, and good requests between; counts the statuses of both."""
 
@@ -218,17 +233,7 @@ class HttpFuzz:
         return tree
 
     def _torn(self, body: bytes) -> bytes:
-        draw, made = self._draw, bytearray(body)
-        for _ in range(draw.choice((1, 2, 8))):
-            at = draw.randrange(len(made) + 1)
-            kind = draw.randrange(3)
-            if kind == 0 and made:
-                made[at % len(made)] = draw.randrange(256)
-            elif kind == 1:
-                made[at:at] = draw.choice(RAW)
-            else:
-                del made[at : at + draw.choice((1, 4, 1000))]
-        return bytes(made)
+        return torn(self._draw, body, put_in=lambda: self._draw.choice(RAW), longest=1000)
 
     def _send_frame(self, frame: bytes) -> None:
         self.close()
@@ -363,17 +368,7 @@ class GrpcFuzz:
         return bytes(made.SerializeToString())
 
     def _torn(self, body: bytes) -> bytes:
-        draw, made = self._draw, bytearray(body)
-        for _ in range(draw.choice((1, 2, 8))):
-            at = draw.randrange(len(made) + 1)
-            kind = draw.randrange(3)
-            if kind == 0 and made:
-                made[at % len(made)] = draw.randrange(256)
-            elif kind == 1:
-                made[at:at] = draw.randbytes(draw.randrange(1, 9))
-            else:
-                del made[at : at + draw.choice((1, 4, 50))]
-        return bytes(made)
+        return torn(self._draw, body, put_in=lambda: self._draw.randbytes(self._draw.randrange(1, 9)), longest=50)
 
 
 def packed(kind: str, value: Any) -> bytes:
