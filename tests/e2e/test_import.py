@@ -177,10 +177,10 @@ def test_an_unfitted_estimator_is_named(sample: pd.DataFrame, package: Any) -> N
 # ---- XGBoost ----
 
 
-def trained(sample: pd.DataFrame, objective: str, target: Any, **more: Any) -> xgb.Booster:
+def trained(sample: pd.DataFrame, objective: str, target: Any, rounds: int = 15, **more: Any) -> xgb.Booster:
     depth = {} if more.get("booster") == "gblinear" else {"max_depth": 3}
     settings = {"objective": objective, "nthread": 1, **depth, **more}
-    return xgb.train(settings, xgb.DMatrix(sample[NUMBERS], np.asarray(target, float)), 15)
+    return xgb.train(settings, xgb.DMatrix(sample[NUMBERS], np.asarray(target, float)), rounds)
 
 
 @pytest.mark.parametrize("suffix", ["json", "ubj"])
@@ -215,6 +215,15 @@ def test_an_xgboost_file(sample: pd.DataFrame, package: Any, tmp_path: Path, suf
         np.testing.assert_allclose(
             answers.prediction if classes is None else answers.probability, booster.predict(rows), rtol=1e-5, atol=1e-6
         )
+
+
+def test_many_trees_of_large_counts_pass_the_gate(sample: pd.DataFrame, package: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    sample = pd.concat([sample.assign(amount=rng.normal(size=len(sample))) for _ in range(8)])
+    counts = rng.poisson(np.exp(9 + sample["amount"]))
+    trained(sample, "count:poisson", counts, rounds=600, eta=0.03).save_model(tmp_path / "model.ubj")
+    made = package(tmp_path / "model.ubj", sample.assign(visits=counts), "visits")
+    assert made.task == "regression"
 
 
 def test_early_stopping_is_kept(sample: pd.DataFrame, package: Any, tmp_path: Path) -> None:
