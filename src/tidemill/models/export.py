@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -80,13 +81,20 @@ def link(task: str) -> Link:
 
 
 def assemble(
-    scores: tuple[list[onnx.NodeProto], list[onnx.TensorProto]], link: Link, *, num_features: int, num_classes: int | None
+    scores: tuple[list[onnx.NodeProto], list[onnx.TensorProto]],
+    link: Link,
+    *,
+    num_classes: int | None,
+    num_features: int = 0,
+    inputs: Sequence[onnx.ValueInfoProto] = (),
 ) -> onnx.ModelProto:
     """A checked model from `features` to the task's output.
 
     Args:
-        scores: Nodes and initializers that make the tensor `SCORE` from `features`.
+        scores: Nodes and initializers that make the tensor `SCORE` from the inputs.
         num_classes: Columns of `probability`; None for regression.
+        num_features: Columns of `features`.
+        inputs: What the model takes in place of `features`.
     """
     helper = need("onnx.helper", "exporting a model")
     checker = need("onnx.checker", "exporting a model")
@@ -96,7 +104,7 @@ def assemble(
     graph = helper.make_graph(
         [*scores[0], *link_nodes],
         "model",
-        [helper.make_tensor_value_info(FEATURES, kind, ["N", num_features])],
+        list(inputs) or [helper.make_tensor_value_info(FEATURES, kind, ["N", num_features])],
         [helper.make_tensor_value_info(output[0], kind, output[1])],
         [*scores[1], *link_tensors],
     )

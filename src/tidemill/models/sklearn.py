@@ -20,20 +20,16 @@ from tidemill.core.artifact import write_json
 from tidemill.core.errors import ConfigError, DataError, Unsupported, nearest
 from tidemill.core.graph import OPSETS, session
 from tidemill.core.load import load, need
-from tidemill.core.metrics import evaluate
 from tidemill.models import base, export, skops
 from tidemill.models.conversion import convert
+from tidemill.models.permuted import COMPARED_ROWS, PERMUTED_VALUES, added_loss, shares
 from tidemill.models.scaling import Moments, chunks, finite
 
 if TYPE_CHECKING:
     import onnx
 
-# Rows on which the conversion is tried before the fit, and on which single and double precision are compared after it.
+# Rows on which the conversion is tried before the fit.
 TRIED_ROWS = 200
-COMPARED_ROWS = 2_000
-
-# Of these features times rows, importance by permutation is measured.
-PERMUTED_VALUES = 200_000
 
 # Bytes of a value: as the estimator sees it, and a copy of its own.
 VALUE_BYTES = 16
@@ -432,24 +428,5 @@ def _importance(fitted: FittedEstimator, x_NF: np.ndarray, y_N: np.ndarray, seed
     if own_F is None:
         rows = max(50, min(COMPARED_ROWS, PERMUTED_VALUES // max(x_NF.shape[1], 1)))
         picked = slice(None, None, -(-len(x_NF) // rows))
-        own_F = _permuted(fitted, x_NF[picked].astype(np.float32), y_N[picked].astype(np.float64), seed)
-    own_F = np.maximum(np.asarray(own_F, np.float64), 0)
-    total = own_F.sum()
-    return [float(share) for share in (own_F / total if total > 0 else own_F)]
-
-
-def _permuted(fitted: FittedEstimator, x_NF: np.ndarray, y_N: np.ndarray, seed: int) -> np.ndarray:
-    """How much worse the loss is with each feature shuffled (Breiman 2001)."""
-    rng, task = np.random.default_rng(seed), fitted.task
-    metric = "rmse" if task == "regression" else "log_loss"
-
-    def loss() -> float:
-        return float(evaluate(task, y_N, fitted.predict(x_NF), metrics=[metric])[metric])  # type: ignore[arg-type]
-
-    before, worse = loss(), []
-    for feature in range(x_NF.shape[1]):
-        kept_N = x_NF[:, feature].copy()
-        x_NF[:, feature] = rng.permutation(kept_N)
-        worse.append(loss() - before)
-        x_NF[:, feature] = kept_N
-    return np.array(worse)
+        own_F = added_loss(fitted, x_NF[picked].astype(np.float32), y_N[picked].astype(np.float64), seed=seed)
+    return shares(own_F)

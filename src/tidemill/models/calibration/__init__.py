@@ -52,8 +52,7 @@ class Calibrated:
 
     def to_onnx(self) -> onnx.ModelProto:
         plain = self.fitted.to_onnx().graph
-        width = plain.input[0].type.tensor_type.shape.dim[1].dim_value
-        return export.assemble(self.fitted.score_graph(), self.curve.link(), num_features=width, num_classes=self.curve.num_classes)
+        return export.assemble(self.fitted.score_graph(), self.curve.link(), inputs=plain.input, num_classes=self.curve.num_classes)
 
     def importance(self) -> dict[str, float]:
         return self.fitted.importance()
