@@ -159,6 +159,21 @@ def ask_client() -> Callable[..., Any]:
     return ask
 
 
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Any]:
+    """Eight processes that speak gloo, started by the first job; see tests/numerics/pool.py."""
+    pytest.importorskip("torch")
+    path = ROOT / "tests" / "numerics" / "pool.py"
+    spec = importlib.util.spec_from_file_location("pool", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pool = module.Pool()
+    yield pool
+    pool.close()
+
+
 def _clients_environment(requirements: Path) -> Path:
     """The Python that has them. A machine of continuous integration must be able to install them; another one may skip."""
     made = CACHE / "clients" / hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
