@@ -42,17 +42,16 @@ class Folds:
 
     def beside(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Batches, all of them in order, each with its rows' folds as the column `FOLD`."""
-        import pyarrow as pa
-
         first = 0
         for batch in batches:
-            if self.columns:
-                fold_N = self.of(batch)
-            else:
-                places = np.arange(first, first + batch.num_rows, dtype=np.uint64)
-                fold_N = (_mixed(places) % np.uint64(self.count)).astype(np.int64)
-            first += batch.num_rows
-            yield batch.append_column(pa.field(FOLD, pa.int64(), nullable=False), pa.array(fold_N))
+            yield self.at(batch, np.arange(first, first := first + batch.num_rows))
+
+    def at(self, batch: pa.RecordBatch, places_N: np.ndarray) -> pa.RecordBatch:
+        """Rows that stand at some places among all rows, with their folds as the column `FOLD`."""
+        import pyarrow as pa
+
+        fold_N = self.of(batch) if self.columns else (_mixed(places_N.astype(np.uint64)) % np.uint64(self.count)).astype(np.int64)
+        return batch.append_column(pa.field(FOLD, pa.int64(), nullable=False), pa.array(fold_N))
 
     def schema(self, inputs: Schema) -> Schema:
         """The inputs of a graph for training: those of the one that answers, and the fold."""

@@ -136,13 +136,8 @@ class FeatureMatrix:
         return Batch(x_NF, *self._labels(rows))
 
     def _labels(self, rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray | None]:
-        y_N = class_indices(rows[self._target], self._classes, name=self._target) if self._classes else _numbers(rows, self._target)
-        if self._weight is None:
-            return y_N, None
-        weight_N = _numbers(rows, self._weight)
-        if (weight_N < 0).any():
-            raise DataError(f"weight column {self._weight!r} must be at least 0, got {weight_N.min()}", field=self._weight)
-        return y_N, weight_N
+        y_N = class_indices(rows[self._target], self._classes, name=self._target) if self._classes else finite_numbers(rows, self._target)
+        return y_N, None if self._weight is None else row_weights(rows, self._weight)
 
 
 def class_indices(values: pa.Array, classes: list[Any], *, name: str) -> np.ndarray:
@@ -169,7 +164,12 @@ def split_files(data: Artifact, split: str) -> list[Path]:
     return sorted((data.path / split).glob("*.parquet")) if rows else []
 
 
-def _numbers(rows: pa.RecordBatch, name: str) -> np.ndarray:
+def finite_numbers(rows: pa.RecordBatch, name: str) -> np.ndarray:
+    """A column as float64 [N].
+
+    Raises:
+        DataError: If a value is null or not finite.
+    """
     import pyarrow as pa
 
     values = rows[name]
@@ -177,3 +177,15 @@ def _numbers(rows: pa.RecordBatch, name: str) -> np.ndarray:
     if values.null_count or not np.isfinite(numbers).all():
         raise DataError(f"column {name!r} must be finite numbers without null", field=name, hint="drop those rows in prepare")
     return numbers
+
+
+def row_weights(rows: pa.RecordBatch, name: str) -> np.ndarray:
+    """A column of weights, float64 [N].
+
+    Raises:
+        DataError: If one is null, negative or not finite.
+    """
+    weight_N = finite_numbers(rows, name)
+    if (weight_N < 0).any():
+        raise DataError(f"weight column {name!r} must be at least 0, got {weight_N.min()}", field=name)
+    return weight_N

@@ -1,0 +1,167 @@
+"""Steps of training from any source of rows: planned by seed and epoch, read by block, made ready by workers ahead of the network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tidemill.core.errors import ConfigError, Unsupported
+from tidemill.core.load import need
+from tidemill.train.torch.loader.batches import Batches, Dealing, RowBatches, TokenBatches
+from tidemill.train.torch.loader.columns import Columns
+from tidemill.train.torch.loader.config import LoaderConfig
+from tidemill.train.torch.loader.lengths import measured
+from tidemill.train.torch.loader.micro import MicroBatches
+from tidemill.train.torch.loader.order import Order
+from tidemill.train.torch.loader.reading import Reading, Task
+from tidemill.train.torch.loader.source import Source
+from tidemill.train.torch.loader.step import Step
+from tidemill.train.torch.loader.workers import Workers
+
+
+class Loader:
+    """A source's rows as steps, every row once an epoch.
+
+    Which rows a step holds, and `Step.total`, depend on the source, the batch's size, `shuffle_mib`, seed and epoch alone. A pass that
+    begins at a step gives what one from the beginning would have given from there on.
+
+    Args:
+        batch_rows: Rows of a step, over all ranks and micro-batches.
+        batch_tokens: Instead of that for texts: most tokens of a step, padding included. Only a single text that is longer goes beyond it.
+        rank: Of those that read different rows; ranks that share a model's parts read the same.
+        accumulate: Micro-batches of a step on each rank.
+        shuffle: False gives the rows of every epoch in the order of the split, for evaluation.
+        static: Whether all micro-batches have one shape, filled up with rows of weight 0 and texts of the greatest length, as pipelines need it.
+        folder: Where lengths of texts are kept between runs; they are measured again where it is None.
+
+    Raises:
+        ConfigError: If not exactly one of `batch_rows` and `batch_tokens` is given, or a number is out of range.
+        Unsupported: If `static` is asked for with `batch_tokens`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_rows: int | None = None,
+        batch_tokens: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        accumulate: int = 1,
+        shuffle: bool = True,
+        static: bool = False,
+        config: LoaderConfig | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        need("torch", "training a network")
+        self._source, self._config = source, config or LoaderConfig()
+        if (batch_rows is None) == (batch_tokens is None):
+            raise ConfigError("train: needs one of batch_size and batch_tokens", hint="batch_tokens is for texts")
+        if static and batch_tokens is not None:
+            raise Unsupported("train.batch_tokens: gives batches of differing shape, which pipelines cannot take", hint="use batch_size")
+        self._order = Order(
+            source.sizes, source.sizes_bytes, window_bytes=self._config.shuffle_mib << 20, seed=seed, shuffle=shuffle
+        )  # fmt: skip
+        self.num_rows = self._order.num_rows
+        # Blocks that stay: all of a source that is in memory anyway, or that fits in the cache once it is ready.
+        stays = source.resident or sum(source.sizes_bytes) <= self._config.cache_mib << 20
+        self._kept: dict[int, Future[Columns]] | None = {} if stays else None
+        lengths: np.ndarray | None = None
+        self._batches: Batches
+        if batch_tokens is not None and source.targets_per_row == 1:
+            lengths = measured(source, threads=self._config.workers, kept=self._kept, folder=folder)
+            self._batches = TokenBatches(self._order, lengths=lengths, batch_tokens=batch_tokens)
+        else:
+            batch_rows = batch_rows or max(1, (batch_tokens or 0) // source.targets_per_row)
+            self._batches = RowBatches(self._order, batch_rows=batch_rows)
+        self._dealing = Dealing(self._order, rank=rank, ranks=ranks, accumulate=accumulate, lengths=lengths)
+        fixed = ceil(ceil((batch_rows or 0) / ranks) / accumulate) if static else None
+        self._micro = MicroBatches(source, self._order, rows=fixed, pin=self._config.pin)
+        self._lengths_N = lengths
+        facts = [source.fingerprint, list(source.sizes), batch_rows, batch_tokens, seed, shuffle, self._config.shuffle_mib]
+        self._digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        self._next = 0, 0
+
+    def num_steps(self, epoch: int) -> int:
+        """Steps of an epoch; under a budget of tokens, epochs differ a little."""
+        return self._batches.num_steps(epoch)
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where training stands, as plain JSON: the step after the last one that was given out, and what the order of rows depends on."""
+        return {"epoch": self._next[0], "step": self._next[1], "order": self._digest}
+
+    def resume(self, position: Mapping[str, Any]) -> tuple[int, int]:
+        """The epoch and step to go on from, for `steps`.
+
+        Raises:
+            ConfigError: If the position is one in another order of rows.
+        """
+        if position["order"] != self._digest:
+            raise ConfigError(
+                "a checkpoint's place among the rows: must be one in the same order, but the data, the batch size, shuffle_mib or the seed differ",
+                hint="train from the start, or with the settings of the checkpoint",
+            )
+        self._next = int(position["epoch"]), int(position["step"])
+        return self._next
+
+    def steps(self, epoch: int, start: int = 0) -> Iterator[Step]:
+        """The steps of an epoch from `start` on, made ready ahead. Close the iterator to stop the workers before the end.
+
+        Raises:
+            DataError: If a row is not what was declared; names the row.
+        """
+        last = self.num_steps(epoch)
+        self._next = (epoch, start) if start < last else (epoch + 1, 0)
+        workers = Workers(self._config.workers)
+        reading = Reading(self._source, self._order, self._batches, self._dealing, workers, epoch=epoch, start=start, kept=self._kept)
+        ahead = self._config.prefetch if workers.threads else 0
+        tasks, waiting = reading.tasks(), deque[tuple[Task, Future[Step]]]()
+        with closing(reading), workers:
+            while True:
+                while len(waiting) <= ahead and (task := next(tasks, None)) is not None:
+                    waiting.append((task, workers.submit(partial(self._made, task, epoch))))
+                if not waiting:
+                    return
+                task, made = waiting.popleft()
+                step = made.result()
+                reading.release(task)
+                del task, made
+                self._next = (epoch, step.number + 1) if step.number + 1 < last else (epoch + 1, 0)
+                yield step
+
+    def _made(self, task: Task, epoch: int) -> Step:
+        planned = task.planned
+        tokens = 0 if self._lengths_N is None else int(self._lengths_N[planned.rows].sum())
+        if self._source.targets_per_row > 1:
+            tokens = len(planned.rows) * self._source.targets_per_row
+        return Step(
+            micro=[self._micro.make(rows, task.held, epoch=epoch) for rows in task.micro],
+            total=self._total(task),
+            epoch=epoch,
+            number=planned.number,
+            rows=len(planned.rows),
+            tokens=tokens,
+        )
+
+    def _total(self, task: Task) -> float:
+        """The weight of all rows of a step, on every rank the same sum in the same order."""
+        rows_N = task.planned.rows
+        if not self._source.weighted:
+            return float(len(rows_N) * self._source.targets_per_row)
+        weight_N, blocks_N = np.empty(len(rows_N)), self._order.block_of(rows_N)
+        for block, weights in task.weights.items():
+            of_block = blocks_N == block
+            weight_N[of_block] = weights.result()[rows_N[of_block] - self._order.starts[block]]
+        return float(weight_N.sum()) * self._source.targets_per_row
