@@ -17,8 +17,9 @@ Cause = Literal["ended", "killed", "error", "hung", "lost"]
 class RankJob:
     """What every rank runs: `function(arguments)`, with the variables of torchrun in its environment.
 
-    Those are RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. After a failure all ranks are
-    stopped and start again with the same arguments: what the function keeps in `folder`, it finds there.
+    Those are RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, and TORCHELASTIC_RESTART_COUNT, which
+    counts attempts. After a failure all ranks are stopped and start again with the same arguments: what the function keeps in
+    a folder, it finds there.
     """
 
     target: str

@@ -71,6 +71,8 @@ TABLE: dict[str, dict[str, str]] = {
         "cuda": "tidemill.core.runtimes.onnx_runtime:Cuda",
         "tensorrt": "tidemill.core.runtimes.onnx_runtime:TensorRT",
     },
+    # Where ranks run.
+    "launcher": {"local": "tidemill.engines.local.launcher:LocalLauncher"},
     # A package's declared preprocessing: from row inputs to the graph's.
     "preprocess": {"text": "tidemill.packaging.text:Tokenize", "image": "tidemill.packaging.image:Decode"},
     # From a table in memory to what a stage writes, for conformance suites.
