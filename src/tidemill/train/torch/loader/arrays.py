@@ -22,7 +22,7 @@ class ArraySource:
 
     Args:
         inputs: What the network takes, by name.
-        target: Class indices as any integers, or numbers.
+        target: Class indices as any whole numbers or booleans, or numbers.
         weight: At least 0.
         augment: What is done to `pixels` [N, C, H, W] in each epoch anew; None leaves them as they are.
         seed: Of what is drawn by `augment`.
@@ -46,7 +46,7 @@ class ArraySource:
         rows = {name: len(column) for name, column in {**inputs, TARGET: target, **({} if weight is None else {WEIGHT: weight})}.items()}
         if len(set(rows.values())) > 1:
             raise DataError(f"inputs and targets must have as many rows as each other, got {rows}")
-        columns = {**inputs, TARGET: np.asarray(target, np.int64 if np.issubdtype(target.dtype, np.integer) else np.float32)}
+        columns = {**inputs, TARGET: np.asarray(target, np.int64 if target.dtype.kind in "iub" else np.float32)}
         if weight is not None:
             columns[WEIGHT] = np.asarray(weight, np.float32)
             strange = np.flatnonzero(~(np.isfinite(columns[WEIGHT]) & (columns[WEIGHT] >= 0)))

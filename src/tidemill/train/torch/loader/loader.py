@@ -83,10 +83,10 @@ class Loader:
             lengths = measured(source, threads=self._config.workers, kept=self._kept, folder=folder)
             self._batches = TokenBatches(self._order, lengths=lengths, batch_tokens=batch_tokens)
         else:
-            batch_rows = batch_rows or max(1, (batch_tokens or 0) // source.targets_per_row)
+            batch_rows = batch_rows if batch_tokens is None else max(1, batch_tokens // source.targets_per_row)
             self._batches = RowBatches(self._order, batch_rows=batch_rows)
         self._dealing = Dealing(self._order, rank=rank, ranks=ranks, accumulate=accumulate, lengths=lengths)
-        fixed = ceil(ceil((batch_rows or 0) / ranks) / accumulate) if static else None
+        fixed = ceil(ceil(batch_rows / ranks) / accumulate) if static and batch_rows else None
         self._micro = MicroBatches(source, self._order, rows=fixed, pin=self._config.pin)
         self._lengths_N = lengths
         facts = [source.fingerprint, list(source.sizes), batch_rows, batch_tokens, seed, shuffle, self._config.shuffle_mib]
