@@ -101,7 +101,7 @@ def test_a_wrong_call(arguments: list[str], message: str, as_json: bool, capsys:
         assert json.loads(shown.out)["error"]["exit_code"] == 2
 
 
-@pytest.mark.parametrize("verb", ["stream", "deploy", "compress", "plan", "ui"])
+@pytest.mark.parametrize("verb", ["stream", "deploy", "compress", "ui"])
 def test_what_is_not_built_says_so_and_what_there_is_instead(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "anything"]) == 2
     first, second = capsys.readouterr().err.strip().splitlines()

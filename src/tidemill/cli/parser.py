@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from tidemill.cli import bench, commands, keys, models
+from tidemill.cli import bench, commands, keys, models, plan
 from tidemill.core.errors import ConfigError, Unsupported
 
 Command = Callable[[argparse.Namespace], int]
@@ -281,6 +281,35 @@ def build_parser() -> argparse.ArgumentParser:
     measure.add_argument("--ca", metavar="FILE", help="certificates (PEM) that sign the server's")
     measure.add_argument("--output", metavar="FILE", help="HTML page to write (default: in reports/ of the home)")
 
+    planner = add(
+        verbs,
+        "plan",
+        plan.plan,
+        "Plan the training of a network before it is started: memory, communication and time of every layout, and why layouts fall out.",
+        "tidemill plan --parameters 7e9 --device h100 --count 64 --batch 512",
+    )
+    planner.add_argument("--parameters", type=float, metavar="N", help="size of a decoder, such as 7e9; its shape follows published ones")
+    planner.add_argument("--hidden", type=int, metavar="N", help="its shape instead: width of the residual stream")
+    planner.add_argument("--layers", type=int, metavar="N", help="layers")
+    planner.add_argument("--heads", type=int, metavar="N", help="heads of attention")
+    planner.add_argument("--kv-heads", type=int, metavar="N", help="heads of keys and values (default: as many)")
+    planner.add_argument("--ffn", type=int, metavar="N", help="width of the feed-forward part (default: 4 x hidden)")
+    planner.add_argument("--vocabulary", type=int, default=51_200, metavar="N", help="words (default 51200)")
+    planner.add_argument("--sequence", type=int, default=2048, metavar="N", help="tokens of a row (default 2048)")
+    planner.add_argument("--gated", action="store_true", help="as Llama: gated feed-forward part, rotary positions, no biases")
+    planner.add_argument(
+        "--device", default="cpu", help="a100-40, a100-80, h100, h100-96-500w, h200, b200, or cpu: this machine (default cpu)"
+    )
+    planner.add_argument("--count", type=int, default=1, metavar="N", help="ranks, one a device (default 1)")
+    planner.add_argument("--batch", type=int, default=64, metavar="N", help="rows of one step over all ranks (default 64)")
+    planner.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16", help="what products are computed in (default bf16)")
+    planner.add_argument(
+        "--bytes", metavar="W,G,O", help="bytes a parameter of weights, gradients and optimizer (default 4,4,8, as train.precision keeps them)"
+    )
+    planner.add_argument("--compile", action="store_true", help="with train.compile: element-wise work is fused")
+    planner.add_argument("--collectives", metavar="FILE", help="what tidemill doctor --collectives measured (default: data sheet)")
+    planner.add_argument("--top", type=int, default=10, metavar="N", help="layouts to show (default 10)")
+
     doctor = add(verbs, "doctor", commands.doctor, "What this machine can do.", "tidemill doctor")
     doctor.set_defaults(command=commands.doctor)
 
@@ -295,7 +324,6 @@ UNBUILT = {
     "stream": "tidemill predict answers for files",
     "deploy": "tidemill serve runs a package here",
     "compress": "contract.size holds a package to a limit",
-    "plan": "tidemill run --sample 0.01 --profile shows time and memory",
     "ui": "each run leaves runs/<name>/<run>/report.html",
 }
 

@@ -1,0 +1,95 @@
+"""`tidemill plan`: what a training run will need, before it is started."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tidemill.cli import options as given
+from tidemill.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tidemill.train.planner.memory import Precision
+    from tidemill.train.planner.network import Network
+    from tidemill.train.planner.plan import Plan
+
+# Reasons shown to people; --json has them all.
+MOST_REASONS = 12
+
+
+def plan(options: argparse.Namespace) -> int:
+    from tidemill.train.planner import collectives, devices
+    from tidemill.train.planner.plan import plan
+    from tidemill.train.planner.timing import Running
+
+    network = _network(options)
+    made = plan(
+        network,
+        devices.device(options.device),
+        ranks=options.count,
+        batch=options.batch,
+        precision=_precision(options),
+        running=Running(fused=options.compile),
+        measured=collectives.read(Path(options.collectives)) if options.collectives else None,
+    )
+    return given.say(options, made.to_json(), lambda: _show(made, options.top))
+
+
+def _show(made: Plan, most: int) -> None:
+    from tidemill.ui.console import table
+    from tidemill.ui.plan import advice, columns, heading, reasons, traffic
+
+    print(f"{heading(made)}\n")
+    if made.choices:
+        table(*columns(made, most=most))
+        if len(made.choices) > most:
+            print(f"... {len(made.choices) - most} slower ones; --top shows more")
+        print(f"\nbest: {advice(made)}\n{traffic(made.choices[0])}")
+    else:
+        print(advice(made))
+    if made.refused:
+        print("\nfall out:")
+        for line in reasons(made.refused, most=MOST_REASONS):
+            print(f"  {line}")
+    if made.device.name == "cpu" and not made.measured:
+        print(
+            "\nbeware: communication between processes is a guess; tidemill doctor --collectives --output FILE measures it for --collectives"
+        )
+
+
+def _network(options: argparse.Namespace) -> Network:
+    from tidemill.train.planner.network import Transformer, sized
+
+    shape = {name: getattr(options, name) for name in ("hidden", "layers", "heads", "kv_heads", "ffn")}
+    said = {name: value for name, value in shape.items() if value is not None}
+    if options.parameters is not None:
+        if said:
+            raise ConfigError(f"--parameters: must stand without --{next(iter(said)).replace('_', '-')}, got both")
+        return sized(options.parameters, sequence=options.sequence, vocabulary=options.vocabulary, **_style(options))
+    missing = [name for name in ("hidden", "layers", "heads") if name not in said]
+    if missing:
+        raise ConfigError(
+            f"--{missing[0]}: must be given, or --parameters", hint="tidemill plan --parameters 7e9 --device h100 --count 64 --batch 512"
+        )
+    return Transformer(vocabulary=options.vocabulary, sequence=options.sequence, **said, **_style(options))
+
+
+def _style(options: argparse.Namespace) -> dict[str, Any]:
+    return {"gated": True, "biases": False, "learned_positions": False, "tied": False} if options.gated else {}
+
+
+def _precision(options: argparse.Namespace) -> Precision:
+    from tidemill.train.planner.memory import PRECISIONS
+
+    known = PRECISIONS[options.precision]
+    if options.bytes is None:
+        return known
+    try:
+        parameter, gradient, optimizer = (float(part) for part in options.bytes.split(","))
+    except ValueError:
+        raise ConfigError(f"--bytes: must be three numbers such as 2,2,12, got {options.bytes!r}") from None
+    if min(parameter, gradient, optimizer) < 0:
+        raise ConfigError(f"--bytes: must be at least 0, got {options.bytes}")
+    return replace(known, parameter=parameter, gradient=gradient, optimizer=optimizer, reduce=gradient)

@@ -1,0 +1,74 @@
+"""A plan as lines of a terminal: the best layouts with their memory and speed, then why the others fall out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tidemill.train.planner.devices import GIB
+from tidemill.train.planner.plan import Choice, Plan, Refusal
+from tidemill.ui.format import number, percent, seconds, size
+
+HEADS = ("layout", "micro-batches", "weights", "gradients", "optimizer", "activations", "buffers", "GiB", "step", "bubble")
+
+
+def heading(plan: Plan) -> str:
+    """What was planned, in a line."""
+    network, device = plan.network, plan.device
+    room = f"{device.memory_bytes / GIB:.0f} GiB" + (" shared" if device.generation == "cpu" else " each")
+    return (
+        f"{network.kind} of {number(network.parameters, digits=3)} parameters, {number(plan.batch)} rows a step in {plan.precision.name},"
+        f" on {plan.ranks} x {device.name} ({room})"
+    )
+
+
+def columns(plan: Plan, *, most: int) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines of the best layouts; memory in GiB a rank."""
+    heads = [*HEADS, f"{plan.network.unit}/s", "MFU", "dear"]
+    return heads, [_line(choice) for choice in plan.choices[:most]]
+
+
+def advice(plan: Plan) -> str:
+    """The best layout as keys of a project file."""
+    if not plan.choices:
+        return "nothing fits; more ranks, shorter rows, or a device with more memory"
+    layout = plan.choices[0].layout
+    axes = {axis: getattr(layout, axis) for axis in ("data", "shard", "tensor", "pipeline") if getattr(layout, axis) > 1}
+    keys = [f"{name} = {value}" for name, value in axes.items()]
+    keys += [f"shard_stage = {layout.stage}"] if layout.shard > 1 and layout.stage != 3 else []
+    keys += ["recompute = true"] if layout.recompute else []
+    parallel = f", parallel = {{ {', '.join(keys)} }}" if keys else ""
+    return f"[train] batch_size = {plan.batch}, accumulate = {layout.micro_batches}{parallel}"
+
+
+def reasons(refused: Sequence[Refusal], *, most: int) -> list[str]:
+    """Layouts that fall out, those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for refusal in refused:
+        by_reason.setdefault(refusal.why, []).append(refusal.layout.text)
+    lines = [f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}" for why, names in by_reason.items()]
+    return lines[:most] + ([f"... {len(lines) - most} more reasons; --json has them all"] if len(lines) > most else [])
+
+
+def _line(choice: Choice) -> list[str]:
+    layout, memory, time = choice.layout, choice.memory, choice.time
+    parts = (memory.parameters, memory.gradients, memory.optimizer, memory.activations, memory.buffers, memory.total)
+    return [
+        layout.text,
+        f"{layout.micro_batches} x {layout.micro_batch}" + (" recomputed" if layout.recompute else ""),
+        *(_gib(part) for part in parts),
+        seconds(time.total_s),
+        percent(time.bubble_s / time.total_s, digits=0),
+        number(round(choice.units_per_s)),
+        percent(choice.mfu, digits=0),
+        choice.dear,
+    ]
+
+
+def traffic(choice: Choice) -> str:
+    """What a rank sends in a step, by axis."""
+    sent = [f"{axis} {size(num)}" for axis, num in choice.time.bytes_sent.items() if num]
+    return f"a rank sends in a step: {', '.join(sent)}" if sent else "a rank sends nothing"
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:,.1f}" if num_bytes >= 0.95 * GIB else f"{num_bytes / GIB:.2g}"
