@@ -2,7 +2,7 @@
 
 Each section's struct lives beside the code that it configures and is found by `load("section", name)`. A struct may
 carry `unbuilt: ClassVar[dict[str, str]]`, known keys that this version does not do yet, each with what to do instead,
-and a `check()` method for rules across fields, which raises ConfigError.
+a `check()` method for rules across fields, which raises ConfigError, and `check_project(project)` for rules across sections.
 """
 
 from __future__ import annotations
@@ -70,6 +70,9 @@ class Project:
                 object.__setattr__(self, section, load("section", section)())
         if getattr(self.contract, "interval", None) is not None and getattr(self.model, "interval", None) is None:
             raise ConfigError("contract.interval: needs intervals to promise anything of", hint="set model.interval, such as 0.9")
+        for section in _SECTIONS:
+            if hasattr(getattr(self, section), "check_project"):
+                getattr(self, section).check_project(self)
 
     def to_json(self) -> dict[str, Any]:
         """The tree as plain values, without the folder."""

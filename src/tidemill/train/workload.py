@@ -22,6 +22,7 @@ from tidemill.models.interval import fit_interval
 from tidemill.models.rows import Drawn
 from tidemill.models.weights import Reweighted, class_weights
 from tidemill.train.matrix import FeatureMatrix, split_files
+from tidemill.train.torch.config import Training
 
 # Operators that number categories in no order that means anything.
 UNORDERED = ("vocabulary", "hash")
@@ -194,8 +195,14 @@ def taken(num_rows: int, share: float, *, seed: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def prepare_model(project: Project, tuned: Mapping[str, Any] | None = None) -> tuple[Model, Any]:
-    """The project's model and its checked parameters, with what tuning found (`model.<name>` to value) over them."""
+def prepare_model(
+    project: Project, tuned: Mapping[str, Any] | None = None, *, training: Mapping[str, Any] | None = None
+) -> tuple[Model, Any]:
+    """The project's model and its checked parameters, with what tuning found (`model.<name>` to value) over them.
+
+    Args:
+        training: What a network's fit is told beside the project: fields of `Training`, such as its folder and events.
+    """
     config: ModelConfig = project.model
     folder = str(project.folder.resolve())
     members = [member for member in config.params.get("members", ()) if isinstance(member, Mapping)]
@@ -204,6 +211,9 @@ def prepare_model(project: Project, tuned: Mapping[str, Any] | None = None) -> t
         sys.path.insert(0, folder)
     overrides = {path.removeprefix("model."): value for path, value in (tuned or {}).items()}
     model: Any = config.model()
+    project.train.check_use(config.kind, model)
+    if hasattr(model, "training"):
+        model.training = Training(config=project.train, launcher=project.engine.train, project=project.folder.resolve(), **(training or {}))
     if hasattr(model, "memory_bytes"):
         model.memory_bytes = int(memory_bytes(project.engine.memory) * (1 - project.train.cache_share))
     return model, config.parameters(overrides)

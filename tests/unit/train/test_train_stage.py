@@ -199,10 +199,13 @@ def test_calibration_needs_validation_rows(finished_stages: Stages, tmp_path: Pa
         train(finished_stages(valid=0), tmp_path / "out", project({"calibrate": "platt", "num_rounds": 2}))
 
 
-@pytest.mark.parametrize("key", ["parallel", "precision", "optimizer", "schedule", "checkpoint"])
-def test_keys_of_networks_are_known_and_not_built(key: str) -> None:
-    with pytest.raises(Unsupported, match=f"train.{key}: is not built"):
-        build(TrainConfig, {key: {}}, path="train")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("precision", "bf16"), ("epochs", 3), ("optimizer", {"name": "sgd"}), ("parallel", {"data": 2}), ("fault", {"nan": "skip"})],
+)
+def test_what_is_for_networks_is_refused_beside_trees(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"train.{key}: is for networks, got model.kind 'xgboost'"):
+        project(train=build(TrainConfig, {key: value}, path="train"))
 
 
 def test_predictions_come_in_batches(finished_stages: Stages, tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""Optimizers and schedules from kept libraries, and which weights decay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tidemill.core.errors import ConfigError
+from tidemill.core.load import need
+from tidemill.train.torch.config import OptimizerConfig, ScheduleConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+
+
+def optimizer(parts: Iterable[nn.Module], config: OptimizerConfig) -> Optimizer:
+    """The optimizer of a resolved config over the weights that are to be learnt; biases, norms and embeddings do not decay.
+
+    Raises:
+        ConfigError: If nothing is to be learnt.
+    """
+    import torch
+
+    decayed, others = groups(parts)
+    if not decayed and not others:
+        raise ConfigError("a network must have weights to learn, has none", hint="does its build freeze all of them?")
+    rate, decay = config.learning_rate, config.weight_decay
+    given: list[dict[str, Any]] = [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    given = [group for group in given if group["params"]]
+    if config.name == "adamw":
+        # One kernel over all weights: on CPUs the default goes weight by weight.
+        return torch.optim.AdamW(given, lr=rate, betas=config.betas, fused=True)
+    if config.name == "sgd":
+        return torch.optim.SGD(given, lr=rate, momentum=config.momentum, fused=True)
+    for group in given:
+        group["adam"] = group["weight_decay"] == 0.0  # what does not decay is not scaled by its norm either
+    # Decay inside the update that is scaled, as the paper has it (You et al. 2020, algorithm 2).
+    library = need("pytorch_optimizer", "train.optimizer.name = 'lamb'")
+    made: Optimizer = library.Lamb(given, lr=rate, betas=config.betas, weight_decouple=False)
+    return made
+
+
+def groups(parts: Iterable[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights that decay, and those that do not: vectors, biases, and what norms and embeddings hold. Each once."""
+    from torch import nn
+
+    found: dict[int, tuple[nn.Parameter, bool]] = {}
+    for part in parts:
+        for module in part.modules():
+            spared = isinstance(module, nn.Embedding | nn.EmbeddingBag) or "Norm" in type(module).__name__
+            for name, weight in module.named_parameters(recurse=False):
+                if weight.requires_grad:
+                    free = spared or weight.ndim < 2 or name.endswith("bias") or found.get(id(weight), (weight, False))[1]
+                    found[id(weight)] = (weight, free)
+    return [weight for weight, free in found.values() if not free], [weight for weight, free in found.values() if free]
+
+
+def schedule(optimizer: Optimizer, config: ScheduleConfig, *, steps: int) -> LambdaLR:
+    """The learning rate by step: a linear warm-up, then the way down over the rest of `steps`."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    return LambdaLR(optimizer, rate(config, steps=steps))
+
+
+def rate(config: ScheduleConfig, *, steps: int) -> Callable[[int], float]:
+    """Share of the largest learning rate at a step, from 0."""
+    warmup = config.warmup or 0.0
+    first = min(round(warmup * steps) if warmup < 1 else int(warmup), steps)
+    return partial(_rate, kind=config.kind, floor=config.floor, warmup=first, steps=steps)
+
+
+def _rate(step: int, *, kind: str, floor: float, warmup: int, steps: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    if kind == "constant":
+        return 1.0
+    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    left = (1 + math.cos(math.pi * done)) / 2 if kind == "cosine" else 1 - done
+    return floor + (1 - floor) * left
