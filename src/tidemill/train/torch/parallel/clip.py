@@ -1,0 +1,58 @@
+"""The global norm of a gradient that lies in pieces, and clipping by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def clip(
+    parameters: Iterable[torch.nn.Parameter], max_norm: float, *, device: torch.device, scale: float, copies: int, alone: bool
+) -> float:
+    """The norm of the whole model's gradient, which is divided by `scale` and clipped to `max_norm` in place.
+
+    Every rank adds up the squares of what it holds, each piece weighted by one over the number of ranks that hold it too; one
+    sum over all ranks is then the square of the norm. It is the same number on every rank, also where it is not finite.
+
+    Args:
+        max_norm: 0 only measures.
+        scale: What the loss was multiplied by.
+        copies: Ranks of this rank's pipeline stage: those that may hold the same piece.
+        alone: Whether this is the only rank.
+    """
+    import torch
+
+    grads: list[Tensor] = []
+    shares: list[float] = []
+    for weight in parameters:
+        if weight.grad is not None:
+            grads.append(_local(weight.grad))
+            shares.append(_pieces(weight) / copies)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    if grads:
+        norms = torch.stack(torch._foreach_norm(grads)).double()  # as torch.nn.utils.get_total_norm does
+        total = (norms.square() * torch.tensor(shares, dtype=torch.float64, device=device)).sum()
+    if not alone:
+        torch.distributed.all_reduce(total)
+    norm = float(total.sqrt()) / scale
+    factor = min(1.0, max_norm / (norm + 1e-6)) if max_norm and norm == norm else 1.0
+    if factor != 1.0 or scale != 1.0:
+        torch._foreach_mul_(grads, factor / scale)
+    return norm
+
+
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
+
+
+def _pieces(weight: Any) -> int:
+    """Into how many different parts a weight is divided."""
+    pieces = 1
+    for axis, placement in enumerate(getattr(weight, "placements", ())):
+        if placement.is_shard():
+            pieces *= weight.device_mesh.size(axis)
+    return pieces

@@ -1,0 +1,63 @@
+"""Micro-batches of one shape, for pipelines, whose buffers have one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from tidemill.train.torch.loader.step import MicroBatch
+
+# Lengths are filled up to a multiple, so that there are few shapes.
+_LENGTHS = 16
+# A token whose target is this is not counted, as in torch.
+_IGNORED = -100
+
+
+def even(micro: Sequence[MicroBatch], device: torch.device, *, agree: bool) -> list[MicroBatch]:
+    """The micro-batches, filled up to one number of rows and, of tokens, to one length; what fills up counts nothing.
+
+    Args:
+        agree: Whether ranks that read other rows take part: all go through the same shapes, or some of them would compare
+            notes about a new one while the others do not.
+    """
+    rows = [len(one.target) for one in micro]
+    lengths = [max([1, *(tensor.shape[1] for tensor in one.inputs.values() if _by_token(tensor))]) for one in micro]
+    wanted = torch.tensor([max(rows), max(lengths)], device=device)
+    if agree:
+        torch.distributed.all_reduce(wanted, op=torch.distributed.ReduceOp.MAX)
+    num_rows, length = (int(value) for value in wanted)
+    length = -(-length // _LENGTHS) * _LENGTHS
+    return [_filled(one, num_rows, length) for one in micro]
+
+
+def _filled(one: MicroBatch, num_rows: int, length: int) -> MicroBatch:
+    missing = num_rows - len(one.target)
+    weight = one.weight
+    if missing and weight is None:
+        weight = torch.ones(len(one.target))
+    token_target = one.target.ndim == 2
+    return dataclasses.replace(
+        one,
+        inputs={name: _grown(value, missing, length if _by_token(value) else None) for name, value in one.inputs.items()},
+        target=_grown(one.target, missing, length if token_target else None, fill=_IGNORED if token_target else 0),
+        weight=None if weight is None else _grown(weight, missing, length if weight.ndim == 2 else None),
+    )
+
+
+def _grown(value: Tensor, missing: int, length: int | None, *, fill: int = 0) -> Tensor:
+    if length is not None and value.shape[1] < length:
+        value = pad(value, (0, length - value.shape[1]), value=fill)
+    if missing:
+        value = torch.cat((value, value.new_full((missing, *value.shape[1:]), fill)))
+    return value
+
+
+def _by_token(value: Tensor) -> bool:
+    """Whether axis 1 is a length: tokens are whole numbers, features are not."""
+    return value.ndim == 2 and value.dtype == torch.int64
