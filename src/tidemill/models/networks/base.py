@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -20,6 +20,9 @@ from tidemill.models.networks.quantiles import Quantiles
 
 if TYPE_CHECKING:
     import torch
+
+# Rows of a matrix to the module's inputs by name.
+Reader = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,17 +127,19 @@ class NetworkModel(ABC):
         numbers = [place for place, name in enumerate(train.names) if name not in tables]
         return {"names": tuple(train.names), "tables": tables, "quantiles": Quantiles.of(train, numbers)}
 
-    def inputs(self, rows: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:
-        """What the module takes for rows of a matrix, by the name of the input."""
-        del shape
-        return {export.FEATURES: rows}
+    def reader(self, shape: Shape, params: Any, folder: Path | None) -> Reader:
+        """What turns rows of a matrix into the module's inputs; `folder` as `rebuild` has it."""
+        del shape, params, folder
+        return lambda rows: {export.FEATURES: rows}
 
-    def axes(self, shape: Shape) -> dict[str, list[str | int]]:
+    def axes(self, shape: Shape, params: Any) -> dict[str, list[str | int]]:
         """The inputs' shapes in the graph, a name for an axis of any length."""
+        del params
         return {export.FEATURES: ["N", len(shape.names)]}
 
-    def trial(self, shape: Shape) -> np.ndarray:
+    def trial(self, shape: Shape, params: Any) -> np.ndarray:
         """Rows on which the graph is held against the module: random, missing, far off and unseen ones."""
+        del params
         random = np.random.default_rng(0)
         x_NF = (random.normal(size=(64, len(shape.names))) * 10.0 ** random.integers(-3, 4, (64, 1))).astype(np.float32)
         x_NF[:8], x_NF[8], x_NF[9], x_NF[10] = 0, np.nan, np.inf, -np.inf
@@ -143,6 +148,16 @@ class NetworkModel(ABC):
             if name in shape.tables:
                 x_NF[:, place] = random.integers(0, shape.tables[name]["rows"], 64)
         return x_NF
+
+    def settled(self, state: dict[str, np.ndarray], params: Any) -> dict[str, np.ndarray]:
+        """The weights as the module of `rebuild` has them, made of those that were trained."""
+        del params
+        return state
+
+    def keep(self, shape: Shape, params: Any, folder: Path | None) -> list[Path]:
+        """Files that `rebuild` and `reader` need beside weights and facts, to be saved with them; `folder` as `rebuild` has it."""
+        del shape, params, folder
+        return []
 
     def fit(
         self,
@@ -165,7 +180,7 @@ class NetworkModel(ABC):
             self, train, valid,
             task=task, num_classes=num_classes, params=params, seed=seed, threads=threads, on_round=on_round, training=self.training,
         )  # fmt: skip
-        state = {name: tensor.detach().cpu().numpy() for name, tensor in trained.state.items()}
+        state = self.settled({name: tensor.detach().cpu().numpy() for name, tensor in trained.state.items()}, params)
         fitted = FittedNetwork(self, trained.shape, params, state, num_classes=num_classes, best_round=trained.best_round)
         fitted.weigh(valid if valid is not None and valid.num_rows else train, seed=seed)
         return fitted

@@ -6,6 +6,7 @@ gets it, and against the whole test split by the parity gate.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ class FittedNetwork:
         self.task, self.num_classes, self.best_round = shape.task, num_classes, best_round
         self.shares: list[float] = [0.0] * len(shape.names)
         self._folder = folder
+        self._read = kind.reader(shape, params, folder)
         self._ready: Any = None
         self._nodes: Nodes | None = None
 
@@ -70,8 +72,8 @@ class FittedNetwork:
         made = [np.empty((0, self.shape.num_outputs))]
         with torch.inference_mode():
             for start in range(0, len(x_NF), self.kind.predict_rows):
-                rows = x_NF[start : start + self.kind.predict_rows]
-                made.append(self._ready(**_tensors(self.kind.inputs(rows, self.shape), double=self.kind.double)).double().numpy())
+                inputs = self._read(x_NF[start : start + self.kind.predict_rows])
+                made.append(self._ready(**_tensors(inputs, double=self.kind.double)).double().numpy())
         score_NS = np.concatenate(made)
         score_NS[:, list(self.shape.unseen)] = NEVER
         return score_NS
@@ -95,18 +97,18 @@ class FittedNetwork:
             Unsupported: If PyTorch cannot export the module, or the graph answers otherwise than the module.
         """
         if self._nodes is None:
-            trial = self.kind.trial(self.shape)
-            inputs = self.kind.inputs(trial, self.shape)
-            never = dict.fromkeys(self.shape.unseen, NEVER)
-            self._nodes = exported(self.module(), inputs, self.kind.axes(self.shape), expected_NS=self.score(trial), never=never)
+            trial = self.kind.trial(self.shape, self.params)
+            axes, never = self.kind.axes(self.shape, self.params), dict.fromkeys(self.shape.unseen, NEVER)
+            self._nodes = exported(self.module(), self._read(trial), axes, expected_NS=self.score(trial), never=never)
         return self._nodes
 
     def graph_inputs(self) -> list[onnx.ValueInfoProto]:
         """What the graph takes."""
-        helper, found = need("onnx.helper", "exporting a model"), self.kind.inputs(self.kind.trial(self.shape)[:1], self.shape)
+        helper = need("onnx.helper", "exporting a model")
+        found = self._read(self.kind.trial(self.shape, self.params)[:1])
         return [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(found[name].dtype), axes)
-            for name, axes in self.kind.axes(self.shape).items()
+            for name, axes in self.kind.axes(self.shape, self.params).items()
         ]
 
     def weigh(self, rows: base.Matrix, *, seed: int) -> None:
@@ -121,6 +123,8 @@ class FittedNetwork:
         need("safetensors.numpy", "a network").save_file(self.state, folder / WEIGHTS)
         facts = {"shape": to_plain(self.shape), "params": to_plain(self.params), "num_classes": self.num_classes}
         write_json(folder / FACTS, {**facts, "best_round": self.best_round, "importance": self.shares})
+        for file in self.kind.keep(self.shape, self.params, self._folder):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _tensors(arrays: Mapping[str, np.ndarray], *, double: bool) -> dict[str, Any]:
