@@ -76,7 +76,7 @@ TABLE: dict[str, dict[str, str]] = {
     # A package's declared preprocessing: from row inputs to the graph's.
     "preprocess": {"text": "tidemill.packaging.text:Tokenize", "image": "tidemill.packaging.image:Decode"},
     # From a table in memory to what a stage writes, for conformance suites.
-    "fit": {"features": "tidemill.features.stage:fit_table"},
+    "fit": {"features": "tidemill.features.stage:fit_table", "network": "tidemill.train.torch.fit:fit"},
     # From what a stage wrote to its graph.
     "graph": {"features": "tidemill.features.graph:build_graph"},
     # The independent path of the parity gate: operators in NumPy, the model in its own library.

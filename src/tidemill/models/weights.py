@@ -16,19 +16,21 @@ class Reweighted:
 
     def __init__(self, matrix: Matrix, weight_K: np.ndarray) -> None:
         self.names, self.num_rows, self.num_features = matrix.names, matrix.num_rows, matrix.num_features
-        self._matrix = matrix
-        self._weight_K = weight_K
+        self.tables = getattr(matrix, "tables", {})
+        self.layout = getattr(matrix, "layout", {})
+        self.matrix = matrix
+        self.weight_K = weight_K
 
     def batches(self) -> Iterator[Batch]:
-        for batch in self._matrix.batches():
+        for batch in self.matrix.batches():
             yield Batch(batch.x_NF, batch.y_N, self._weighted(batch.y_N, batch.weight_N))
 
     def targets(self) -> tuple[np.ndarray, np.ndarray]:
-        y_N, weight_N = self._matrix.targets()
+        y_N, weight_N = self.matrix.targets()
         return y_N, self._weighted(y_N, weight_N)
 
     def _weighted(self, y_N: np.ndarray, weight_N: np.ndarray | None) -> np.ndarray:
-        class_weight_N = self._weight_K[y_N.astype(np.int64)]
+        class_weight_N = self.weight_K[y_N.astype(np.int64)]
         return class_weight_N if weight_N is None else np.asarray(class_weight_N * weight_N)
 
 

@@ -59,10 +59,13 @@ class FeatureMatrix:
     ) -> None:
         import pyarrow.parquet as pq
 
+        self.made_from = (data, features, split)
         facts = data.read_json("schema.json")
         layout = features.read_json("features.json")
         self.names: list[str] = list(layout["names"])
         self.num_features = len(self.names)
+        self.tables: dict[str, dict[str, int]] = layout.get("embedding", {})
+        """Features that are codes of categories, with the rows and the width of the table of each."""
         self.files = sorted((data.path / split).glob("*.parquet"))
         if not self.files:
             raise DataError(f"{data.path / split} must hold Parquet files, holds none", hint="run the data stage again")

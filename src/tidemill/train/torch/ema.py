@@ -1,30 +1,33 @@
-"""Copies of a rank's weights: their moving average, and the best of them."""
+"""Copies of a rank's weights: their moving average, and the best of them. What is sharded stays sharded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class Weights:
-    """What this rank holds of the model: its part of each weight, and the buffers."""
+    """What this rank holds of the model, by the names of the whole: its part of each weight, and the buffers."""
 
-    def __init__(self, parts: Iterable[nn.Module]) -> None:
-        held = list(parts)
-        self.weights = _once(local(weight) for part in held for weight in part.parameters())
-        self.buffers = _once(local(buffer) for part in held for buffer in part.buffers())
+    def __init__(self, weights: Iterable[tuple[str, Tensor]], buffers: Iterable[tuple[str, Tensor]]) -> None:
+        self.weights = {name: weight.detach() for name, weight in weights}
+        self.buffers = {name: buffer.detach() for name, buffer in buffers}
 
-    def copy(self) -> list[Tensor]:
-        """Copies of all, weights first."""
-        return [tensor.clone() for tensor in (*self.weights, *self.buffers)]
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them; writing to these writes to the model."""
+        return {**self.weights, **self.buffers}
 
-    def put(self, copied: Iterable[Tensor]) -> None:
-        """Write copies back in place."""
-        for tensor, value in zip((*self.weights, *self.buffers), copied, strict=True):
-            tensor.copy_(value)
+    def copy(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.tensors().items()}
+
+    def put(self, copied: Mapping[str, Tensor]) -> None:
+        """Write copies back."""
+        held = self.tensors()
+        for name, value in copied.items():
+            local(held[name]).copy_(local(value))
 
 
 class Average:
@@ -34,23 +37,28 @@ class Average:
     """
 
     def __init__(self, weights: Weights, *, decay: float) -> None:
-        self._held = weights
         self._decay = decay
         self.steps = 0
-        self.averages = [weight.clone() for weight in weights.weights]
+        self.averages = {name: weight.clone() for name, weight in weights.weights.items()}
+        self._pairs = [(local(self.averages[name]), local(weight)) for name, weight in weights.weights.items()]
+        self._groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+        for average, weight in self._pairs:
+            group = self._groups.setdefault((weight.dtype, weight.device), ([], []))
+            group[0].append(average)
+            group[1].append(weight)
 
     def update(self) -> None:
         """Take the weights as a step left them into the average."""
         from torch.optim.swa_utils import get_ema_multi_avg_fn
 
         self.steps += 1
-        decay = min(self._decay, (1 + self.steps) / (10 + self.steps))
-        for averages, weights in _by_type(self.averages, self._held.weights):
-            get_ema_multi_avg_fn(decay)(averages, weights, self.steps)
+        average = get_ema_multi_avg_fn(min(self._decay, (1 + self.steps) / (10 + self.steps)))
+        for averages, weights in self._groups.values():
+            average(averages, weights, self.steps)
 
     def swap(self) -> None:
         """Exchange weights and averages; a second call exchanges them back."""
-        for weight, average in zip(self._held.weights, self.averages, strict=True):
+        for average, weight in self._pairs:
             kept = weight.clone()
             weight.copy_(average)
             average.copy_(kept)
@@ -58,19 +66,5 @@ class Average:
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor, sharing its memory."""
-    held: Any = tensor.detach()
+    held: Any = tensor
     return held.to_local() if hasattr(held, "to_local") else held  # type: ignore[no-any-return]
-
-
-def _once(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Each tensor once, though modules may share it."""
-    return list({(tensor.data_ptr(), tensor.shape, tensor.stride()): tensor for tensor in tensors}.values())
-
-
-def _by_type(averages: list[Tensor], weights: list[Tensor]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
-    grouped: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-    for average, weight in zip(averages, weights, strict=True):
-        pair = grouped.setdefault((weight.dtype, weight.device), ([], []))
-        pair[0].append(average)
-        pair[1].append(weight)
-    return grouped.values()

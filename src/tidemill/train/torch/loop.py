@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tidemill.core.events import Events
+from tidemill.core.ranks.pulse import pulse
+from tidemill.train.torch.checkpoint import random_state, set_random_state
 from tidemill.train.torch.config import NetworkConfig
 from tidemill.train.torch.ema import Average, Weights
 from tidemill.train.torch.group import agreed, gathered, summed
 from tidemill.train.torch.guard import Fault, Guard, suspects, worst
 from tidemill.train.torch.objective import Objective
-from tidemill.train.torch.optim import optimizer, schedule
+from tidemill.train.torch.optim import memory, optimizer, remember, schedule
 from tidemill.train.torch.precision import LossScale
 from tidemill.train.torch.record import Record
 
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 class Steps(Protocol):
     """Rows as steps; which rows a step holds is a function of the epoch and its number alone."""
 
+    @property
+    def position(self) -> dict[str, Any]: ...
+    def resume(self, position: Mapping[str, Any]) -> Any: ...
     def num_steps(self, epoch: int) -> int: ...
     def steps(self, epoch: int, start: int = 0) -> Iterator[Step]: ...
 
@@ -40,19 +45,19 @@ class Parallel(Protocol):
     """What the model became on this rank."""
 
     parts: list[nn.Module]
-    device: Any
 
     def forward_backward(self, step: Step, objective: Objective, *, scale: float = 1.0) -> float: ...
     def scores(self, inputs: Mapping[str, Tensor]) -> Tensor: ...
     def clip(self, max_norm: float, *, scale: float = 1.0) -> float: ...
-    def full_state(self) -> dict[str, Tensor] | None: ...
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
 
 
 class Saving(Protocol):
     """Where checkpoints go."""
 
     def due(self, step: int) -> bool: ...
-    def save(self, step: int, state: Loop) -> None: ...
+    def save(self, step: int, state: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> None: ...
+    def restore(self, state: Mapping[str, Any]) -> Any: ...
 
 
 # Called after each evaluation, on the first rank: its number, what was measured; True ends training.
@@ -70,7 +75,8 @@ class Progress:
     """Steps that are behind, over all epochs."""
     round: int = 0
     """Evaluations that are behind."""
-    best: float = math.inf
+    best: float | None = None
+    """Lowest validation loss."""
     best_round: int | None = None
     stale: int = 0
     """Evaluations since the best."""
@@ -88,7 +94,6 @@ class Loop:
         judge: What evaluations measure; the objective without label smoothing.
         report: From the mean of `judge` to a metric: its name and value.
         copies: Ranks that read the same rows: those of a tensor or pipeline group.
-        beat: Told of each step and of what the rank is at; for whoever watches the ranks.
     """
 
     def __init__(
@@ -106,23 +111,26 @@ class Loop:
         on_round: OnRound | None = None,
         saving: Saving | None = None,
         copies: int = 1,
-        beat: Callable[[int, str], None] | None = None,
     ) -> None:
         self.parallel, self._train, self._valid = parallel, train, valid
         self.config = config
         self._objective, self._judge, self._report = objective, judge, report
         self.record = record
         self._events = events or Events()
-        self._on_round, self._saving, self._beat, self._copies = on_round, saving, beat, copies
+        self._on_round, self._saving, self._copies = on_round, saving, copies
+        self._pulse = pulse()
         self.at = Progress()
+        self.rounds: list[dict[str, float]] = []
+        self._begun = False
         self.num_steps = num_steps(config, train)
         self.optimizer = optimizer(parallel.parts, config.optimizer)
         self.schedule = schedule(self.optimizer, config.schedule, steps=self.num_steps)
         self.scale = LossScale(enabled=config.precision == "fp16")
-        self.weights = Weights(parallel.parts)
+        self.weights = Weights(parallel.named_parameters(), (pair for part in parallel.parts for pair in part.named_buffers()))
         self.average = Average(self.weights, decay=config.ema) if config.ema else None
         self.guard = Guard(config.fault, events=self._events)
-        self.best: list[Tensor] | None = None
+        self.best = self.weights.copy() if valid is not None else None
+        self._names = {id(weight): name for name, weight in parallel.named_parameters()}
 
     def run(self) -> Progress:
         """Train to the end and leave the weights that are to be kept in place.
@@ -137,11 +145,54 @@ class Loop:
         if self.at.judged < self.at.step:
             self._evaluate()
         self.at.done = True
-        if self.best is not None:
+        if self.best is not None and self.at.best_round is not None:
             self.weights.put(self.best)
         elif self.average is not None:
             self.average.swap()
         return self.at
+
+    def resume(self, saving: Saving) -> bool:
+        """Go on from the last checkpoint; whether there was one. What its evaluations measured is told again."""
+        restored = saving.restore(self._state())
+        if restored is None:
+            return False
+        kept = restored.state
+        remember(self.optimizer, kept["optimizer"]["groups"])
+        self.schedule.load_state_dict({**kept["schedule"], "lr_lambdas": [None] * len(self.optimizer.param_groups)})
+        self.scale.load_state_dict(kept["scale"])
+        self.guard.load_state_dict(kept["guard"])
+        self.record.load_state_dict(kept["record"])
+        if self.average is not None:
+            self.average.steps = kept["average_steps"]
+        self.at = Progress(**kept["at"])
+        self.rounds = kept["rounds"]
+        self._train.resume(kept["rows"])
+        for number, measured in enumerate(self.rounds):
+            if self._on_round is not None:
+                self._on_round(number, measured)
+        if restored.own is not None:
+            set_random_state(restored.own["random"])
+        return True
+
+    def _save(self, saving: Saving) -> None:
+        saving.save(self.at.step, self._state(), own={"random": random_state()})
+
+    def _state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, of all ranks."""
+        return {
+            "model": self.weights.tensors(),
+            "best": self.best,
+            "average": self.average.averages if self.average is not None else None,
+            "average_steps": self.average.steps if self.average is not None else 0,
+            "optimizer": memory(self.optimizer, self._names),
+            "schedule": {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"},
+            "scale": self.scale.state_dict(),
+            "guard": self.guard.state_dict(),
+            "record": self.record.state_dict(),
+            "at": asdict(self.at),
+            "rounds": self.rounds,
+            "rows": self._train.position,
+        }
 
     def _epoch(self) -> None:
         """The rest of an epoch, step by step."""
@@ -153,7 +204,10 @@ class Loop:
         try:
             for step in batches:
                 waited_s = clock() - start
-                buffers = [buffer.clone() for buffer in self.weights.buffers] if self.guard.skips else None
+                if not self._begun:
+                    self._begun = True
+                    self.record.begin(step)
+                buffers = {name: buffer.clone() for name, buffer in self.weights.buffers.items()} if self.guard.skips else None
 
                 loss = parallel.forward_backward(step, self._objective, scale=self.scale.factor)
                 norm = parallel.clip(clip, scale=self.scale.factor)
@@ -180,12 +234,11 @@ class Loop:
                     waited_s=waited_s,
                     used=used,
                 )
-                if self._beat is not None:
-                    self._beat(at.step, "step")
+                self._pulse.step(at.step)
                 if config.evaluate_every and at.step % config.evaluate_every == 0:
                     self._evaluate()
                 if self._saving is not None and self._saving.due(at.step):
-                    self._saving.save(at.step, self)
+                    self._save(self._saving)
                 if at.done or at.step >= self.num_steps:
                     break
                 start = clock()
@@ -197,7 +250,7 @@ class Loop:
             if not config.evaluate_every:
                 self._evaluate()
 
-    def _counts(self, step: Step, loss: float, norm: float, buffers: list[Tensor] | None) -> bool:
+    def _counts(self, step: Step, loss: float, norm: float, buffers: dict[str, Tensor] | None) -> bool:
         """Whether a step's gradient is used: not one that overflowed in fp16, nor one that the policy leaves out."""
         counts = self.scale.update(norm)
         if not counts and math.isfinite(loss):
@@ -207,11 +260,10 @@ class Loop:
             return True
         return self._faulty(fault, step, loss, norm, buffers)
 
-    def _faulty(self, fault: Fault, step: Step, loss: float, norm: float, buffers: list[Tensor] | None) -> bool:
+    def _faulty(self, fault: Fault, step: Step, loss: float, norm: float, buffers: dict[str, Tensor] | None) -> bool:
         """Name the rows of a bad step; whether its gradient is used all the same."""
         if buffers is not None:  # running statistics took the rows in already
-            for buffer, before in zip(self.weights.buffers, buffers, strict=True):
-                buffer.copy_(before)
+            self.weights.put(buffers)
         found: list[tuple[float, int]] = []
         with self._judging():
             for micro in step.micro:
@@ -228,7 +280,7 @@ class Loop:
             if self.average is not None:
                 self.average.swap()
             loss = self._validation_loss(self._valid)
-            if loss < at.best:
+            if at.best is None or loss < at.best:
                 at.best, at.best_round, at.stale, self.best = loss, at.round, 0, self.weights.copy()
             else:
                 at.stale += 1
@@ -242,6 +294,7 @@ class Loop:
             measured[f"train_{name}" if not config.label_smoothing else "train_smoothed_loss"] = value
         measured |= {**since, "learning_rate": self.schedule.get_last_lr()[0], "epoch": at.epoch + (at.number > 0), "step": at.step}
         self.record.measured(at.step, measured)
+        self.rounds.append(measured)
         told = self._on_round is not None and self._on_round(at.round, measured)
         at.done = agreed(told or 0 < (config.early_stopping or 0) <= at.stale)
         at.round, at.judged = at.round + 1, at.step
@@ -252,8 +305,7 @@ class Loop:
         loss, weight = 0.0, 0.0
         with self._judging():
             for step in valid.steps(0):
-                if self._beat is not None:
-                    self._beat(self.at.step, "evaluate")
+                self._pulse.doing("evaluating")
                 for micro in step.micro:
                     scores = self.parallel.scores(micro.inputs)
                     own = None if micro.weight is None else micro.weight.to(scores.device)

@@ -1,9 +1,9 @@
-"""Optimizers and schedules from kept libraries, and which weights decay."""
+"""Optimizers and schedules from kept libraries, which weights decay, and what of an optimizer a checkpoint keeps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,15 +33,14 @@ def optimizer(parts: Iterable[nn.Module], config: OptimizerConfig) -> Optimizer:
     given = [group for group in given if group["params"]]
     if config.name == "adamw":
         # One kernel over all weights: on CPUs the default goes weight by weight.
-        return torch.optim.AdamW(given, lr=rate, betas=config.betas, fused=True)
+        return _ready(torch.optim.AdamW(given, lr=rate, betas=config.betas, fused=True))
     if config.name == "sgd":
-        return torch.optim.SGD(given, lr=rate, momentum=config.momentum, fused=True)
+        return _ready(torch.optim.SGD(given, lr=rate, momentum=config.momentum, fused=True))
     for group in given:
         group["adam"] = group["weight_decay"] == 0.0  # what does not decay is not scaled by its norm either
     # Decay inside the update that is scaled, as the paper has it (You et al. 2020, algorithm 2).
     library = need("pytorch_optimizer", "train.optimizer.name = 'lamb'")
-    made: Optimizer = library.Lamb(given, lr=rate, betas=config.betas, weight_decouple=False)
-    return made
+    return _ready(library.Lamb(given, lr=rate, betas=config.betas, weight_decouple=False))
 
 
 def groups(parts: Iterable[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -57,6 +56,52 @@ def groups(parts: Iterable[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Para
                     free = spared or weight.ndim < 2 or name.endswith("bias") or found.get(id(weight), (weight, False))[1]
                     found[id(weight)] = (weight, free)
     return [weight for weight, free in found.values() if not free], [weight for weight, free in found.values() if free]
+
+
+def _ready(made: Optimizer) -> Optimizer:
+    """The optimizer with its memory of each weight there, all 0, as before a first step: what a checkpoint is read into."""
+    import torch
+
+    rates = [group["lr"] for group in made.param_groups]
+    for group in made.param_groups:
+        group["lr"] = 0.0
+        for weight in group["params"]:
+            weight.grad = torch.zeros_like(weight)
+    made.step()
+    made.zero_grad(set_to_none=True)
+    for group, before in zip(made.param_groups, rates, strict=True):
+        group["lr"] = before
+        if "step" in group:
+            group["step"] = 0
+    for memory in made.state.values():
+        for value in memory.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+    return made
+
+
+def memory(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
+    """What the optimizer remembers, for a checkpoint: tensors by the name of their weight, and numbers of each group.
+
+    Args:
+        names: From the id of a weight to its name in the whole model.
+    """
+    import torch
+
+    kept: dict[str, dict[str, Any]] = {}
+    for weight, state in optimizer.state.items():
+        moments = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        kept[names[id(weight)]] = {key: value for key, value in moments.items() if key == "step" or value.shape == weight.shape}
+    return {
+        "weights": kept,
+        "groups": [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
+    }
+
+
+def remember(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]]) -> None:
+    """Take the numbers of each group back; the tensors of `memory` are written to in place."""
+    for group, kept in zip(optimizer.param_groups, groups, strict=True):
+        group.update(kept)
 
 
 def schedule(optimizer: Optimizer, config: ScheduleConfig, *, steps: int) -> LambdaLR:

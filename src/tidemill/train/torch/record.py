@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tidemill.core.events import Events
 from tidemill.core.load import need
 from tidemill.train.torch.speed import Work, memory_mb
+
+if TYPE_CHECKING:
+    from tidemill.train.torch.loader.step import Step
 
 # Lines of a whole run, about, and how often the live line moves.
 LINES = 500
@@ -26,22 +29,37 @@ class Record:
 
     Args:
         steps: Steps of the whole run.
-        work: What a row costs and what the machine could do, for MFU; None says nothing of it.
+        work: From a first step to what it costs and what the machine could do, for MFU; None says nothing of it.
         board: Folder for TensorBoard.
     """
 
-    def __init__(self, *, epochs: int, steps: int, events: Events, work: Work | None = None, board: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        epochs: int,
+        steps: int,
+        events: Events,
+        work: Callable[[Step], Work | None] | None = None,
+        board: Path | None = None,
+    ) -> None:
         self.lines: list[dict[str, Any]] = []
+        self._work: Work | None
         self._every = max(1, math.ceil(steps / LINES))
         self._epochs, self._num_steps = epochs, steps
         self._events = events
-        self._work = work
+        self._count, self._work = work, None
         self._board = _writer(board) if board is not None else None
         self._window = _Sums()
         self._round = _Sums()
         self._whole = _Sums()
         self._begun = self._lapped = self._told = time.perf_counter()
         self._outside = 0.0
+
+    def begin(self, step: Step) -> None:
+        """Count what a step like this one costs; time begins behind it."""
+        if self._count is not None:
+            self._work, self._count = self._count(step), None
+        self._begun = self._lapped = time.perf_counter()
 
     def step(
         self, number: int, *, epoch: int, loss: float, norm: float, rate: float, rows: int, tokens: int, waited_s: float, used: bool

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tidemill.train.torch.loader.step import Step
 
 # Side of the matrix products that say what a machine can do, and how many.
-SIDE = {"cpu": 1_024, "cuda": 8_192}
+SIDE = {"cpu": 512, "cuda": 8_192}
 TRIES = 5
 
 
