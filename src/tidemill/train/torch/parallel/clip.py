@@ -53,6 +53,6 @@ def _pieces(weight: Any) -> int:
     """Into how many different parts a weight is divided."""
     pieces = 1
     for axis, placement in enumerate(getattr(weight, "placements", ())):
-        if placement.is_shard():
+        if not placement.is_replicate():  # a strided shard, of a weight divided twice, is no `Shard`
             pieces *= weight.device_mesh.size(axis)
     return pieces
