@@ -131,6 +131,8 @@ def resolve(config: NetworkConfig, defaults: Mapping[str, Any]) -> NetworkConfig
     """
     tokens = config.batch_tokens is not None
     filled = _filled(_filled(config, defaults), FALLBACK)
+    others = {key: None for key, names in _OF.items() if filled.optimizer.name not in names}
+    filled = dataclasses.replace(filled, optimizer=dataclasses.replace(filled.optimizer, **others))
     filled = dataclasses.replace(filled, batch_size=None) if tokens else dataclasses.replace(filled, batch_tokens=None)
     filled.check()
     return filled
