@@ -11,7 +11,7 @@ from tidemill.core.errors import DataError
 from tidemill.core.graph import Arrays
 from tidemill.train.torch.loader.augment import Augment, Augmented
 from tidemill.train.torch.loader.columns import Columns
-from tidemill.train.torch.loader.source import TARGET, WEIGHT
+from tidemill.train.torch.loader.source import PIXELS, TARGET, WEIGHT
 
 # Rows of a block of arrays that are mapped from a file.
 MAPPED_ROWS = 16_384
@@ -76,7 +76,7 @@ class ArraySource:
     def batch(self, columns: Columns, rows_N: np.ndarray, *, epoch: int, static: bool) -> Arrays:
         inputs = {name: column for name, column in columns.items() if name not in (TARGET, WEIGHT)}
         if self._augmented is not None:
-            inputs["pixels"] = self._augmented.apply(inputs["pixels"], rows_N, epoch=epoch)
+            inputs[PIXELS] = self._augmented.apply(inputs[PIXELS], rows_N, epoch=epoch)
         return inputs
 
     def blank(self, count: int) -> Columns:

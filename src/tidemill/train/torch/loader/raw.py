@@ -145,28 +145,28 @@ def blamed(make: Callable[[pa.RecordBatch], R], batch: pa.RecordBatch, places: n
     """
     try:
         return make(batch)
-    except Exception as error:
+    except Exception as whole:
         first, rows = 0, batch.num_rows
         while rows > 1:  # halves the rows, keeping a half that fails
             half = rows // 2
-            if _fails(make, batch.slice(first, half)):
+            if _error(make, batch.slice(first, half)):
                 rows = half
             else:
                 first, rows = first + half, rows - half
-        if not rows or not _fails(make, batch.slice(first, 1)):
+        error = _error(make, batch.slice(first, 1)) if rows else None
+        if error is None:
             raise
-        message, hint = (error.message, error.hint) if isinstance(error, DataError) else (str(error), None)
-        name = error.field if isinstance(error, DataError) else None
-        raise DataError(f"{where(int(places[first]))}: {message}", field=name, hint=hint) from error
+        message, hint, field = (error.message, error.hint, error.field) if isinstance(error, DataError) else (str(error), None, None)
+        raise DataError(f"{where(int(places[first]))}: {message}", field=field, hint=hint) from whole
 
 
 def digest(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
 
 
-def _fails(make: Callable[[pa.RecordBatch], object], batch: pa.RecordBatch) -> bool:
+def _error(make: Callable[[pa.RecordBatch], object], batch: pa.RecordBatch) -> Exception | None:
     try:
         make(batch)
-    except Exception:  # noqa: BLE001 - whatever failed for the rows together
-        return True
-    return False
+    except Exception as error:  # noqa: BLE001 - whatever failed for the rows together
+        return error
+    return None

@@ -14,6 +14,8 @@ from tidemill.train.torch.loader.columns import Columns
 TARGET, WEIGHT = "target", "weight"
 # The column of a text's tokens, as `Ragged`.
 TOKENS = "tokens"
+# Images, [N, C, H, W].
+PIXELS = "pixels"
 
 
 class Source(Protocol):
