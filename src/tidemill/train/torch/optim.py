@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tidemill.core.errors import ConfigError
+from tidemill.core.errors import ConfigError, Unsupported
 from tidemill.core.load import need
 from tidemill.train.torch.config import OptimizerConfig, ScheduleConfig
 
@@ -22,6 +22,7 @@ def optimizer(parts: Iterable[nn.Module], config: OptimizerConfig) -> Optimizer:
 
     Raises:
         ConfigError: If nothing is to be learnt.
+        Unsupported: If the optimizer needs whole weights and they are divided.
     """
     import torch
 
@@ -31,11 +32,19 @@ def optimizer(parts: Iterable[nn.Module], config: OptimizerConfig) -> Optimizer:
     rate, decay = config.learning_rate, config.weight_decay
     given: list[dict[str, Any]] = [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
     given = [group for group in given if group["params"]]
+    # One kernel over all weights: on CPUs the default goes weight by weight. It takes whole weights, AdamW's also divided ones,
+    # and none takes both at once.
+    divided = {hasattr(weight, "device_mesh") for weight in (*decayed, *others)}
     if config.name == "adamw":
-        # One kernel over all weights: on CPUs the default goes weight by weight.
-        return _ready(torch.optim.AdamW(given, lr=rate, betas=config.betas, fused=True))
+        kernel = {"fused": True} if len(divided) == 1 else {"foreach": False}
+        return _ready(torch.optim.AdamW(given, lr=rate, betas=config.betas, **kernel))
     if config.name == "sgd":
-        return _ready(torch.optim.SGD(given, lr=rate, momentum=config.momentum, fused=True))
+        kernel = {"fused": True} if divided == {False} else {"foreach": divided == {True}}
+        return _ready(torch.optim.SGD(given, lr=rate, momentum=config.momentum, **kernel))
+    if True in divided:
+        raise Unsupported(
+            "train.optimizer.name: lamb needs whole weights, but shard or tensor divides them", hint="adamw and sgd go with both"
+        )
     for group in given:
         group["adam"] = group["weight_decay"] == 0.0  # what does not decay is not scaled by its norm either
     # Decay inside the update that is scaled, as the paper has it (You et al. 2020, algorithm 2).
