@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,7 +66,8 @@ def fit(
         raise DataError("a network must have rows to learn from, got none")
     valid = valid if valid is not None and valid.num_rows else None
     ranks = config.parallel.ranks
-    with _folder(training.folder, needed=ranks > 1) as folder:
+    made = training.folder
+    with _folder(made, needed=ranks > 1) as folder:
         on_disk = None if ranks == 1 else folder
         classes = task != "regression"
         job = Job(
@@ -79,7 +81,10 @@ def fit(
             folder=str(folder) if folder is not None else None,
             tensorboard=str(training.project / config.tensorboard) if config.tensorboard else None,
         )
-        return _here(job, training, threads, on_round) if ranks == 1 else _launched(job, training, threads, on_round)
+        trained = _here(job, training, threads, on_round) if ranks == 1 else _launched(job, training, threads, on_round)
+    if made is not None:
+        shutil.rmtree(made, ignore_errors=True)  # it was there to go on from
+    return trained
 
 
 def _here(job: Any, training: Training, threads: int, on_round: OnRound | None) -> Trained:
@@ -94,7 +99,7 @@ def _here(job: Any, training: Training, threads: int, on_round: OnRound | None) 
             result = train(job, events=training.events, on_round=on_round)
     finally:
         torch.set_num_threads(before)
-    training.report.update(speed=result.speed, steps=result.steps, progress=to_plain(result.progress))
+    _report(training, job.config, {"speed": result.speed, "steps": result.steps, "progress": to_plain(result.progress)})
     return Trained(shape=job.shape, state=result.state or {}, best_round=result.progress.best_round)
 
 
@@ -118,9 +123,16 @@ def _launched(job: Any, training: Training, threads: int, on_round: OnRound | No
     told = outcome.results[0]
     for failure in outcome.failures:
         training.events.warn("train.restarted", f"started again after {failure}")
-    training.report.update(speed=told["speed"], steps=told["steps"], progress=told["progress"], restarts=outcome.restarts)
+    _report(training, config, {**told, "restarts": outcome.restarts})
     state = need("safetensors.torch", "a network").load_file(folder / WEIGHTS)
     return Trained(shape=job.shape, state=state, best_round=told["progress"]["best_round"])
+
+
+def _report(training: Training, config: NetworkConfig, told: Mapping[str, Any]) -> None:
+    """Leave with the project what a fit was: `training`, `steps` the same each time, `speed` and `restarts` of this run."""
+    progress = told["progress"]
+    kept = {key: progress[key] for key in ("step", "round", "skipped", "overflows")}
+    training.report.update({**told, "training": {"config": to_plain(config), **kept}})
 
 
 class _Hearing:

@@ -39,7 +39,6 @@ class Guard:
         self._events = events
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._in_a_row = 0
-        self.skipped = 0
 
     @property
     def skips(self) -> bool:
@@ -74,7 +73,6 @@ class Guard:
                 hint="look at those rows, lower train.optimizer.learning_rate, "
                 + ("or clip" if self.skips else 'or leave such steps out: train.fault.nan = "skip"'),
             )
-        self.skipped += not used
         self._events.warn(f"train.{fault}", f"{where}; {'used all the same' if used else 'left out'}", step=step, rows=list(rows))
         return used
 
@@ -83,11 +81,11 @@ class Guard:
         return f"{loss / usual:.3g}" if usual else "many"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"recent": list(self._recent), "in_a_row": self._in_a_row, "skipped": self.skipped}
+        return {"recent": list(self._recent), "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._recent.extend(state["recent"])
-        self._in_a_row, self.skipped = int(state["in_a_row"]), int(state["skipped"])
+        self._in_a_row = int(state["in_a_row"])
 
 
 def suspects(micro: MicroBatch, scores: Tensor | None, objective: Objective) -> list[tuple[float, int]]:

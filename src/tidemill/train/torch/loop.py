@@ -82,6 +82,10 @@ class Progress:
     """Evaluations since the best."""
     judged: int = 0
     """Steps that were behind at the last evaluation."""
+    skipped: int = 0
+    """Steps that were left out for their loss."""
+    overflows: int = 0
+    """Steps that were left out because fp16 overflowed."""
     done: bool = False
 
 
@@ -254,6 +258,7 @@ class Loop:
         """Whether a step's gradient is used: not one that overflowed in fp16, nor one that the policy leaves out."""
         counts = self.scale.update(norm)
         if not counts and math.isfinite(loss):
+            self.at.overflows += 1
             return False  # the scale was too large, the rows are well
         fault = self.guard.fault(loss, norm)
         if fault is None:
@@ -269,7 +274,9 @@ class Loop:
             for micro in step.micro:
                 found += suspects(micro, self.parallel.scores(micro.inputs), self._judge)
         rows = worst([one for part in gathered(found) for one in part])
-        return self.guard.handle(fault, step=self.at.step + 1, at=step, loss=loss, norm=norm, rows=rows)
+        used = self.guard.handle(fault, step=self.at.step + 1, at=step, loss=loss, norm=norm, rows=rows)
+        self.at.skipped += not used
+        return used
 
     def _evaluate(self) -> None:
         """Judge the weights on the validation rows, keep them where they are the best so far, and decide whether to go on."""

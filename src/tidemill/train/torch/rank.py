@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from tidemill.core.events import Events
-from tidemill.core.load import load, need
+from tidemill.core.load import need
 from tidemill.core.project import build as build_struct
 from tidemill.core.project import to_plain
 from tidemill.core.ranks.pulse import pulse
+from tidemill.models.kinds import kind_of
 from tidemill.train.torch.checkpoint import Checkpoints
 from tidemill.train.torch.config import NetworkConfig
 from tidemill.train.torch.loader.loader import Loader
@@ -46,7 +47,7 @@ class Job:
     """One fit. Plain values but for `kind`, `on_round` and arrays in `train` and `valid`, which only a fit in this process has."""
 
     kind: Any
-    """The network's kind, or what `load("model", ...)` finds it by."""
+    """The network's kind, or what `kind_of` finds it by."""
     shape: Any
     params: Any
     config: NetworkConfig
@@ -73,7 +74,7 @@ class Result:
 
 def run(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The work of one rank of a launch; the first leaves `weights.safetensors` in the job's folder."""
-    kind = load("model", arguments["kind"])()
+    kind = kind_of(arguments["kind"])
     job = Job(
         **{
             **arguments,
