@@ -122,7 +122,7 @@ def run(
         events.listen(to_file(made.folder / "events.jsonl"))
         ledger = ledger or Ledger(home / "ledger.db")
         champion = _champion(ledger, project, events)
-        steps = _steps(project, made, store, sample=sample, champion=champion, events=events)
+        steps = _steps(project, made, store, sample=sample, champion=champion, profile=profile, events=events)
         events.emit("run.started", project.name, run=made.id)
         try:
             for name, parts, fill in steps:
@@ -154,7 +154,7 @@ Fill = Callable[[Path], dict[str, Any]]
 
 
 def _steps(
-    project: Project, made: Run, store: Path, *, sample: float, champion: Package | None, events: Events
+    project: Project, made: Run, store: Path, *, sample: float, champion: Package | None, profile: bool, events: Events
 ) -> list[tuple[str, Callable[[], dict[str, Any]], Fill]]:
     """Name, what the fingerprint depends on, and what fills the folder, of each stage in order."""
     import tidemill.data.stage as data_stage
@@ -190,12 +190,19 @@ def _steps(
         )
         return facts
 
+    def fill_train(out: Path) -> dict[str, Any]:
+        made_from = (stages["data"], stages["features"])
+        facts: dict[str, Any] = train_stage.run(project, *made_from, out, tuned=tuned(), work=store / "work-train", profile=profile, events=events)
+        return facts
+
     def data_parts() -> dict[str, Any]:
         depends = data_stage.inputs(project, cache=store.parents[1])
-        return {**common, "config": project.data, "sample": sample, "engine": project.engine.data, "inputs": depends}
+        images = {"images": True} if project.model.reads == "image" else {}
+        return {**common, "config": project.data, "sample": sample, "engine": project.engine.data, "inputs": depends, **images}
 
     def features_parts() -> dict[str, Any]:
-        return {**common, "config": project.features, "model": project.model.kind, "data": stages["data"].id}
+        read = {} if project.model.reads == "features" else {"model": project.model, "files": project.model.content(project.folder)}
+        return {**common, "config": project.features, "model": project.model.kind, "data": stages["data"].id, **read}
 
     def tune_parts() -> dict[str, Any]:
         made_from = {"data": stages["data"].id, "features": stages["features"].id}
@@ -238,9 +245,7 @@ def _steps(
     ]
     if project.tune is not None:
         steps.append(("tune", tune_parts, fill_tune))
-    steps.append(
-        ("train", train_parts, lambda out: train_stage.run(project, stages["data"], stages["features"], out, tuned=tuned(), events=events))
-    )
+    steps.append(("train", train_parts, fill_train))
     steps.append(("package", package_parts, fill_package))
     return steps
 
@@ -267,7 +272,7 @@ def _stage(
     with _watched(profile) as seen, writing(folder, stage=name, fingerprint=key, inputs=inputs, config=to_plain(parts), facts=facts) as out:
         facts.update(fill(out))
     seconds = round(time.perf_counter() - start, 3)
-    if name == "tune":
+    if name in ("tune", "train"):
         for leftover in store.glob("work-*"):
             shutil.rmtree(leftover, ignore_errors=True)
     events.emit("stage.done", name, stage=name, seconds=seconds, facts=facts, path=str(folder))

@@ -14,9 +14,14 @@ from tidemill.core.load import load, names
 from tidemill.core.metrics import metric_of
 from tidemill.models import base, export, native
 from tidemill.models.base import MemoryMatrix, Scored
+from tidemill.train.torch.config import NetworkConfig, Training
 
 TASKS = {"binary": 2, "multiclass": 3, "regression": None}
-TEXT = (".json", ".ubj", ".skops")  # numbers and text: nothing here runs when it is read
+TEXT = (".json", ".ubj", ".skops", ".safetensors")  # numbers and text: nothing here runs when it is read
+# Kinds over features; those that read texts or images have rows of another kind.
+KINDS = [kind for kind in sorted(names("model")) if getattr(load("model", kind), "reads", "features") == "features"]
+# How far the graph may be from the library: layers of a network in single precision are judged by double precision.
+CLOSE = {"mlp": 5e-6, "dcn": 5e-6}
 
 
 class Streamed:
@@ -60,9 +65,15 @@ def matrix(task: str, *, seed: int, **options: Any) -> MemoryMatrix:
     return MemoryMatrix(*rows(task, seed=seed, **options), names=["signal", "counter", "noise", "constant", "noise_2"])
 
 
-def fit(kind: str, task: str, *, train: Any = None, valid: Any = None, on_round: Any = None, seed: int = 3, **params: Any) -> Any:
+def model_of(kind: str) -> Any:
     model = load("model", kind)()
-    return model.fit(
+    if hasattr(model, "training"):
+        model.training = Training(config=NetworkConfig(epochs=6, batch_size=128))
+    return model
+
+
+def fit(kind: str, task: str, *, train: Any = None, valid: Any = None, on_round: Any = None, seed: int = 3, **params: Any) -> Any:
+    return model_of(kind).fit(
         matrix(task, seed=0) if train is None else train,
         matrix(task, seed=1) if valid is None else valid,
         task=task, num_classes=TASKS[task], params=params_of(kind, task, **params), seed=seed, threads=1, on_round=on_round,
@@ -75,7 +86,7 @@ def run_graph(fitted: Any, x_NF: np.ndarray) -> np.ndarray:
     return np.asarray(answer)
 
 
-@pytest.fixture(scope="module", params=[(kind, task) for kind in sorted(names("model")) for task in TASKS], ids="-".join)
+@pytest.fixture(scope="module", params=[(kind, task) for kind in KINDS for task in TASKS], ids="-".join)
 def case(request: pytest.FixtureRequest) -> tuple[str, str, Any]:
     kind, task = request.param
     return kind, task, fit(kind, task)
@@ -104,7 +115,7 @@ def test_predictions_have_the_shape_of_the_task(case: tuple[str, str, Any]) -> N
 
 
 def test_graph_and_library_agree(case: tuple[str, str, Any]) -> None:
-    _, task, fitted = case
+    kind, task, fitted = case
     x_NF, _ = rows(task, seed=2)
     x_NF[:4, 0] = [np.inf, -np.inf, 3e38, -3e38]
     x_NF[4:6] = np.nan
@@ -112,7 +123,7 @@ def test_graph_and_library_agree(case: tuple[str, str, Any]) -> None:
     graph_p = run_graph(fitted, x_NF)
     assert graph_p.dtype == np.float32
     scale = 1.0 if task != "regression" else np.abs(native_p).max()
-    np.testing.assert_allclose(graph_p / scale, native_p / scale, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(graph_p / scale, native_p / scale, rtol=0, atol=CLOSE.get(kind, 1e-6))
 
 
 def test_the_graph_keeps_to_the_format(case: tuple[str, str, Any]) -> None:
@@ -199,7 +210,7 @@ def test_rounds_are_told_and_can_be_stopped(case: tuple[str, str, Any]) -> None:
     fit(kind, task, on_round=on_round)
     assert [number for number, _ in seen] == list(range(len(seen)))
     assert len(seen) <= 3
-    measured = [name.partition("_")[2] for name in seen[0][1]]
+    measured = [name.partition("_")[2] for name in seen[0][1] if name.startswith(("valid_", "train_"))]
     assert next(iter(seen[0][1])).startswith("valid_")
     assert set(measured) & {"rmse" if task == "regression" else "log_loss"}
     assert all(task in metric_of(name).tasks for name in measured)
@@ -212,8 +223,7 @@ def test_a_round_has_a_pace(case: tuple[str, str, Any]) -> None:
 
 def test_no_validation_rows_are_needed(case: tuple[str, str, Any]) -> None:
     kind, task, _ = case
-    model = load("model", kind)()
-    fitted = model.fit(matrix(task, seed=0), None, task=task, num_classes=TASKS[task], params=params_of(kind, task), seed=0, threads=1)
+    fitted = model_of(kind).fit(matrix(task, seed=0), None, task=task, num_classes=TASKS[task], params=params_of(kind, task), seed=0, threads=1)
     assert np.isfinite(fitted.predict(rows(task, seed=2)[0])).all()
 
 
@@ -240,7 +250,7 @@ def test_infinity_in_training_is_taken(case: tuple[str, str, Any]) -> None:
     fitted = fit(kind, task, train=MemoryMatrix(x_NF, y_N))
     graph_p, native_p = run_graph(fitted, x_NF), fitted.predict(x_NF)
     scale = 1.0 if task != "regression" else np.abs(native_p).max()
-    np.testing.assert_allclose(graph_p / scale, native_p / scale, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(graph_p / scale, native_p / scale, rtol=0, atol=CLOSE.get(kind, 1e-6))
 
 
 def test_a_class_that_training_lacks_is_never_predicted(case: tuple[str, str, Any]) -> None:
@@ -254,4 +264,4 @@ def test_a_class_that_training_lacks_is_never_predicted(case: tuple[str, str, An
     assert p.shape == (len(x_NF), 3)
     assert not (p.argmax(axis=1) == 1).any()
     # Many trees, for the loss goes on falling: they are added up in another order.
-    np.testing.assert_allclose(run_graph(fitted, x_NF), p, atol=3e-6)
+    np.testing.assert_allclose(run_graph(fitted, x_NF), p, atol=CLOSE.get(kind, 3e-6))

@@ -26,10 +26,14 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "engine": {"local": "tidemill.engines.local.engine:LocalEngine"},
     "model": {
+        "dcn": "tidemill.models.networks.dcn:Dcn",
         "ensemble": "tidemill.models.ensemble:Ensemble",
+        "image": "tidemill.models.networks.image:Image",
         "linear": "tidemill.models.linear:Linear",
+        "mlp": "tidemill.models.networks.mlp:Mlp",
         "random_forest": "tidemill.models.random_forest:RandomForest",
         "sklearn": "tidemill.models.sklearn:Estimator",
+        "text": "tidemill.models.networks.text:Text",
         "xgboost": "tidemill.models.xgboost:XGBoost",
     },
     "operator": {

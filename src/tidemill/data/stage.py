@@ -20,6 +20,7 @@ from tidemill.core.schema import Schema
 from tidemill.data import leakage
 from tidemill.data.checks import checked, refused, said
 from tidemill.data.config import DataConfig
+from tidemill.data.images import encoded
 from tidemill.data.prepare import called, name_of, source_hash
 from tidemill.data.profile import Sketches, TableSketch, described
 from tidemill.data.sample import sample_of
@@ -112,6 +113,8 @@ def _prepared(engine: DataEngine, project: Project, out: Path, events: Events, *
         result = called(config.prepare, {name: engine.frame(rows) for name, rows in sources.items()}, project.folder)
         with _blaming(where):
             table = engine.rows(result)
+    if project.model.reads == "image":
+        table = encoded(engine, table)
     with _blaming(where):
         table, schema = checked_table(engine, table, config)
         chosen = sample_of(engine, table, schema, config, out / SAMPLING, seed=project.seed + 1, share=sample)

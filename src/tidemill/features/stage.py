@@ -20,6 +20,7 @@ from tidemill.core.events import Events
 from tidemill.core.folds import FOLD
 from tidemill.core.schema import VALID_SUFFIX, Schema
 from tidemill.features.config import FeaturesConfig
+from tidemill.features.declared import declare
 from tidemill.features.embedding import refuse_without_tables, tables
 from tidemill.features.fitting import Reduce, fit
 from tidemill.features.graph import build_graph, leave_out
@@ -44,6 +45,8 @@ def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[
         ConfigError: If `[features]` does not fit the columns.
         DataError: If no column is left, or one has a name that the graphs keep for themselves.
     """
+    if project.model.reads != "features":
+        return declare(project, data, out, events=events)
     description = data.read_json("schema.json")
     roles = {description["target"]: "the target", description.get("weight"): "the weight"}
     roles.update(dict.fromkeys(description.get("keys") or (), "a key"))

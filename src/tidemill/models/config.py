@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tidemill.core.errors import ConfigError, Unsupported, nearest
@@ -13,9 +14,10 @@ from tidemill.core.project import build
 from tidemill.models.base import Model
 from tidemill.models.calibration import CURVES
 from tidemill.models.interval import QuantileModel
+from tidemill.models.kinds import kind_of
 
 # Kinds that are known by name and not built in this version.
-UNBUILT = ("mlp", "dcn", "two_tower", "text", "image", "sequence", "decoder")
+UNBUILT = ("two_tower", "sequence", "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,8 @@ class ModelConfig:
     """What is fitted, and how its scores become probabilities."""
 
     kind: str = "xgboost"
-    """linear | random_forest | xgboost | sklearn | ensemble | the name of an installed kind | "my.module:build", a class or
-    function that gives a Model."""
+    """linear | random_forest | xgboost | sklearn | ensemble | mlp | dcn | text | image | the name of an installed kind |
+    "my.module:name", a class or function that gives a Model, or a function `build(shape, **params)` that gives a torch.nn.Module."""
     calibrate: str | None = None
     """platt: a logistic curve over the score, fitted on the validation rows; isotonic: any rising curve, for 500 of them or
     more; absent means none."""
@@ -71,15 +73,16 @@ class ModelConfig:
 
     def model(self) -> Model:
         """A fresh model of this kind."""
-        try:
-            made: Model = load("model", self.kind)()
-        except TypeError as error:
-            raise ConfigError(f"model.kind: {self.kind!r} must give a model when called without arguments: {error}") from error
-        if not all(hasattr(made, name) for name in ("Params", "space", "fit", "load", "pace")):
-            raise ConfigError(
-                f"model.kind: {self.kind!r} must give a model with Params, space, fit, load and pace, gives {type(made).__name__}"
-            )
-        return made
+        return kind_of(self.kind)
+
+    @property
+    def reads(self) -> str:
+        """What the kind reads of a row: features, text or image."""
+        return "features" if ":" in self.kind else str(getattr(load("model", self.kind), "reads", "features"))
+
+    def content(self, folder: Path) -> Any:
+        """What the kind's answers depend on beside its parameters: hashes of files that they name, relative to `folder`."""
+        return None if self.reads == "features" else self.model().content(self.parameters(), folder)  # type: ignore[attr-defined]
 
     def tuned(self, found: Mapping[str, Any]) -> ModelConfig:
         """This section with what a search found, by path such as model.max_depth, over it.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tidemill.core.artifact import write_json
 from tidemill.core.errors import DataError
-from tidemill.core.load import load as load_extension
 from tidemill.models import calibration, interval
 from tidemill.models.base import Fitted, Scored
+from tidemill.models.kinds import kind_of
 
 KIND = "kind.json"
 
@@ -31,7 +31,7 @@ def load(folder: Path) -> Fitted:
         kind = json.loads((folder / KIND).read_text(encoding="utf-8"))["kind"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder} must hold a native model: {error}", hint="run the train stage again") from error
-    model = load_extension("model", kind)()
+    model = kind_of(kind)
     fitted: Fitted = model.load(folder)
     if (folder / interval.INTERVAL).exists():
         return interval.load(fitted, model, folder)

@@ -20,6 +20,8 @@ class Drawn:
     def __init__(self, matrix: Matrix, times_N: np.ndarray) -> None:
         self.names, self.num_features = matrix.names, matrix.num_features
         self.num_rows = int(np.count_nonzero(times_N))
+        self.tables = getattr(matrix, "tables", {})
+        self.layout = getattr(matrix, "layout", {})
         self._matrix = matrix
         self._times_N = times_N
         self._weighs = bool((times_N > 1).any())

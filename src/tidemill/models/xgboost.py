@@ -59,6 +59,9 @@ DEPTHS = (2, 4, 6)
 USUAL_DEPTH, DEEPEST = 6, 12
 TRIED_CELLS = 20_000_000
 
+# Of more values than this, processes that fit together tell where bins end from what each knows of its own rows.
+BINNED_CELLS = 50_000_000
+
 LOGARITHM = "model/logarithm"
 
 
@@ -118,6 +121,8 @@ class XGBoost:
 
     def __init__(self) -> None:
         self.memory_bytes: int | None = None
+        self.workers: Any = None
+        """With which processes the train stage has this kind fitted; `fit` itself knows only its own rows."""
         self._quantised: _Quantised | None = None
 
     def fit(
@@ -147,10 +152,12 @@ class XGBoost:
         measured = _measured(params.watch, task, valid)
         settings = {"eval_metric": list(measured.values()), **monotone_constraints(params.monotone, train.names, task)}
         settings |= _settings(params, task, num_classes, seed, threads)
-        _check_loss(params.loss, task, train)
-        if valid is not None and valid.num_rows and train.num_rows * train.num_features <= TRIED_CELLS:
+        # What is decided by the rows is decided by all of them, where this process fits together with others.
+        whole: base.Matrix = getattr(train, "whole", train)
+        _check_loss(params.loss, task, whole)
+        if valid is not None and valid.num_rows and whole.num_rows * whole.num_features <= TRIED_CELLS:
             depths: Sequence[int] = DEPTHS if params.max_depth == "auto" else [params.max_depth]
-            losses = ["poisson"] if params.loss == "auto" and task == "regression" and _counts(train) and _counts(valid) else []
+            losses = ["poisson"] if params.loss == "auto" and task == "regression" and _counts(whole) and _counts(valid) else []
         else:
             depths, losses = [settings["max_depth"]], []
         booster, kept, outside = self._best(settings, depths, losses, measured, train, valid, params, threads, on_round)
@@ -173,6 +180,10 @@ class XGBoost:
         settings |= {"objective": "reg:quantileerror", "quantile_alpha": list(levels), "eval_metric": "quantile"}
         booster, _, _ = self.boost(settings, {"pinball": "quantile"}, train, valid, params, threads, None)
         return FittedQuantiles(booster, num_levels=len(levels), num_features=len(train.names))
+
+    def quantise(self, train: base.Matrix, valid: base.Matrix | None, params: XGBoostParams, threads: int) -> None:
+        """Do what a fit on these rows begins with, so that it finds it done."""
+        self._matrices(train, valid, params, threads)
 
     def load_quantiles(self, folder: Path) -> FittedQuantiles:
         """What `FittedQuantiles.save` left.
@@ -306,6 +317,12 @@ def quantised_bytes(train: base.Matrix, valid: base.Matrix | None) -> int:
     """About as much memory as XGBoost takes to hold these rows."""
     rows = train.num_rows + (valid.num_rows if valid is not None else 0)
     return rows * (train.num_features * CELL_BYTES + ROW_BYTES)
+
+
+def bins_of_all(train: base.Matrix) -> bool:
+    """Whether a part of the rows goes into bins whose ends are told from all rows, as of one process; for that each reads them once."""
+    whole: base.Matrix | None = getattr(train, "whole", None)
+    return whole is not None and whole.num_rows * whole.num_features <= BINNED_CELLS
 
 
 class FittedTrees:
@@ -455,7 +472,8 @@ class _Quantised:
         self._folder = _scratch() if outside else None
         kind = xgb.ExtMemQuantileDMatrix if outside else xgb.QuantileDMatrix
         options = {"nthread": threads, "max_bin": max_bin}
-        self.train = kind(self._rows(train, "train"), **options)
+        whole = kind(self._rows(train.whole, "whole"), **options) if bins_of_all(train) else None  # type: ignore[attr-defined]
+        self.train = kind(self._rows(train, "train"), ref=whole, **options)
         self.valid = None if valid is None or not valid.num_rows else kind(self._rows(valid, "valid"), ref=self.train, **options)
         if self._folder:  # after the matrix that goes last, in this order, each of which takes its own files away
             gone = weakref.finalize(self.train if self.valid is None else self.valid, shutil.rmtree, self._folder, ignore_errors=True)

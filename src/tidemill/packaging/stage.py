@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,12 @@ from tidemill.core.schema import Schema
 from tidemill.packaging import merge
 from tidemill.packaging.evaluate import Trivial
 from tidemill.packaging.gate import Candidate, Trial, pass_gate
-from tidemill.packaging.parity import ReferencePath
-from tidemill.packaging.rows import Rows, Split, Target, answers
+from tidemill.packaging.parity import FunctionPath, Native, ReferencePath
+from tidemill.packaging.row_reference import row_reference
+from tidemill.packaging.rows import Rows, Sample, Split, Target, answers, every
+
+# Training texts, or images, that live ones are held against: each goes through the whole network.
+MAX_TEXTS = 2_000
 
 LIBRARIES = ("tidemill", "numpy", "onnx", "onnxruntime", "xgboost-cpu", "xgboost", "scikit-learn", "torch", "transformers", "skl2onnx")
 
@@ -53,13 +59,21 @@ def run(
     schema, classes = Schema.from_json(layout["inputs"]), facts["classes"]
     threads = project.engine.threads or os.cpu_count() or 1
     target = Target(column=facts["target"], classes=classes, weight=facts["weight"])
-    test, reference = Split(data.path, "test"), Split(data.path, "train")
-
+    test: Rows = Split(data.path, "test")
+    reference: Rows = Split(data.path, "train")
+    # What the model reads where that is no features: its rows go through a tokenizer or a decoder, not through a graph.
+    reads = layout.get("preprocess")
     report = train.read_json("train.json")
     interval = report.get("interval")
-    _write_graphs(features.path, train.path, out, classes)
+    if reads is None:
+        _write_graphs(features.path, train.path, out, classes)
+        native: Native = ReferencePath(features.path, train.path, threads=threads)
+    else:
+        _write_graph(features.path, train.path, out, layout["files"], classes)
+        native = FunctionPath(row_reference(layout, features.path, train.path / "native"), f"the {reads} network run by torch")
+        reference = Sample(every(reference, [*schema.names, *target.columns], MAX_TEXTS))
     signature: dict[str, Any] = {
-        "kind": "row",
+        "kind": reads or "row",
         "inputs": schema.to_json(),
         "outputs": merge.outputs(classes, interval=interval is not None),
         "target": facts["target"],
@@ -69,6 +83,8 @@ def run(
         signature["classes"] = list(classes)
     if interval is not None:
         signature["interval"] = interval["level"]
+    if reads is not None:
+        signature |= {key: layout[key] for key in ("preprocess", "preprocess_config")}
     made_from = {"data": data, "features": features, "tune": tune, "train": train}
     candidate = Candidate(
         folder=out,
@@ -83,10 +99,11 @@ def run(
             "versions": versions(),
         },
         fitted=layout,
+        graph="full.onnx" if reads is None else "model.onnx",
         threads=threads,
         seed=project.seed,
         about={
-            "model": f"{report['kind']}, with a linear baseline beside it",
+            "model": f"{report['kind']}, with a linear baseline beside it" if reads is None else report["kind"],
             "rows": facts["rows"],
             "source": f"project {project.name}",
             "generalization": (report.get("generalization") or {}).get("said"),
@@ -95,7 +112,7 @@ def run(
     )
     trial = Trial(
         rows=test,
-        native=ReferencePath(features.path, train.path, threads=threads),
+        native=native,
         reference=reference,
         target=target,
         trivial=Trivial.of(target, reference),
@@ -121,6 +138,14 @@ def _write_graphs(features: Path, train: Path, out: Path, classes: list[Any] | N
     first, second = onnx.load(str(features / "features.onnx")), onnx.load(str(train / "model.onnx"))
     for name, graph in (("features", first), ("model", second), ("full", merge.merge(first, second, classes=classes))):
         (out / f"{name}.onnx").write_bytes(merge.to_bytes(graph))
+
+
+def _write_graph(features: Path, train: Path, out: Path, files: Sequence[str], classes: list[Any] | None) -> None:
+    """The model's graph, with what is done to rows before it."""
+    graph = need("onnx", "packaging a model").load(str(train / "model.onnx"))
+    (out / "model.onnx").write_bytes(merge.to_bytes(merge.with_labels(graph, classes) if classes is not None else merge.checked(graph)))
+    for name in files:
+        shutil.copyfile(features / name, out / name)
 
 
 def _baseline(features: Path, folder: Path, schema: Schema, test: Rows, classes: list[Any] | None, threads: int) -> np.ndarray | None:

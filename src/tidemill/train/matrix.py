@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tidemill.core.artifact import Artifact
-from tidemill.core.errors import DataError
+from tidemill.core.errors import ConfigError, DataError
 from tidemill.core.folds import Folds
 from tidemill.core.graph import BulkGraph
 from tidemill.core.parallel import ordered_map
@@ -40,8 +40,10 @@ class FeatureMatrix:
     Args:
         batch_rows: Rows of a batch at most; fewer where they would take more than some 16 MiB.
         like: Another split of the same artifacts, whose graph this one shares where it is the same.
+        share: Which part of the rows this is, and of how many: consecutive row groups, of about as many rows each.
 
     Raises:
+        ConfigError: If there are fewer row groups than parts.
         DataError: If the split has no files. While iterating: if a target is null or not among the classes, or a weight
             is null, negative or not finite.
     """
@@ -56,9 +58,8 @@ class FeatureMatrix:
         cache_bytes: int = 0,
         batch_rows: int = 65_536,
         like: FeatureMatrix | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        import pyarrow.parquet as pq
-
         self.made_from = (data, features, split)
         facts = data.read_json("schema.json")
         layout = features.read_json("features.json")
@@ -69,7 +70,8 @@ class FeatureMatrix:
         self.files = sorted((data.path / split).glob("*.parquet"))
         if not self.files:
             raise DataError(f"{data.path / split} must hold Parquet files, holds none", hint="run the data stage again")
-        self.num_rows = sum(pq.read_metadata(file).num_rows for file in self.files)
+        sizes = [_group_rows(file) for file in self.files]
+        self._runs, self._first, self.num_rows = _runs(sizes, *share)
         self._schema = Schema.from_json(layout["inputs"])
         self._target: str = facts["target"]
         self._classes: list[Any] | None = facts["classes"]
@@ -93,7 +95,7 @@ class FeatureMatrix:
             yield from self._kept
             return
         kept = []
-        rows = self._folds.beside(self.rows()) if self._folds else self.rows()
+        rows = self._folds.beside(self.rows(), self._first) if self._folds else self.rows()
         for batch in ordered_map(self._batch, rows, self._threads):
             if self._fits:
                 kept.append(batch)
@@ -120,10 +122,10 @@ class FeatureMatrix:
         extra = [name for name in (self._target, self._weight, *(self._folds.columns if self._folds else ())) if name is not None]
         wanted = columns if columns is not None else list(dict.fromkeys([*self._schema.names, *extra]))
         texts = [column.name for column in self._schema if column.type == "string"]
-        for file in self.files:
+        for number, groups in self._runs:
             # Not mapped, for mapped pages count as memory until the file is closed.
-            with pq.ParquetFile(file, read_dictionary=texts, buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet:
-                yield from parquet.iter_batches(self._batch_rows, columns=wanted)
+            with pq.ParquetFile(self.files[number], read_dictionary=texts, buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet:
+                yield from parquet.iter_batches(self._batch_rows, columns=wanted, row_groups=list(groups))
 
     def _row_bytes(self) -> int:
         """What a row takes in memory, raw and as features."""
@@ -192,3 +194,37 @@ def row_weights(rows: pa.RecordBatch, name: str) -> np.ndarray:
     if (weight_N < 0).any():
         raise DataError(f"weight column {name!r} must be at least 0, got {weight_N.min()}", field=name)
     return weight_N
+
+
+def _group_rows(file: Path) -> list[int]:
+    import pyarrow.parquet as pq
+
+    facts = pq.read_metadata(file)
+    return [facts.row_group(number).num_rows for number in range(facts.num_row_groups)]
+
+
+def _runs(sizes: list[list[int]], part: int, parts: int) -> tuple[list[tuple[int, range]], int, int]:
+    """The row groups of one of several parts, as runs in files; the place of its first row among all; and its rows.
+
+    Args:
+        sizes: Rows of each group of each file.
+    """
+    if parts == 1:
+        return [(file, range(len(found))) for file, found in enumerate(sizes)], 0, sum(map(sum, sizes))
+    groups = [(file, number) for file, found in enumerate(sizes) for number in range(len(found))]
+    if len(groups) < parts:
+        raise ConfigError(
+            f"train.parallel.data: each worker must have a row group to read, got {parts} workers for {len(groups)}",
+            hint="take fewer workers",
+        )
+    ends_G = np.cumsum([sizes[file][number] for file, number in groups])
+    cuts = [0]
+    for one in range(1, parts):  # where the rows before are nearest to their share, leaving a group for each
+        nearest = int(np.abs(ends_G - ends_G[-1] * one / parts).argmin()) + 1
+        cuts.append(min(max(nearest, cuts[-1] + 1), len(groups) - (parts - one)))
+    cuts.append(len(groups))
+    mine = groups[cuts[part] : cuts[part + 1]]
+    first = int(ends_G[cuts[part] - 1]) if cuts[part] else 0
+    by_file = {file: [number for where, number in mine if where == file] for file, _ in mine}
+    runs = [(file, range(numbers[0], numbers[-1] + 1)) for file, numbers in by_file.items()]
+    return runs, first, int(ends_G[cuts[part + 1] - 1]) - first

@@ -16,7 +16,7 @@ from tidemill.core.allocator import trim
 from tidemill.core.artifact import Artifact, write_json
 from tidemill.core.events import Events
 from tidemill.core.metrics import default_metric, evaluate
-from tidemill.core.project import Project, to_plain
+from tidemill.core.project import Project, fingerprint, to_plain
 from tidemill.models import base, native
 from tidemill.models.base import Fitted, Matrix
 from tidemill.models.calibration import Calibrated
@@ -26,46 +26,67 @@ from tidemill.models.rows import every
 from tidemill.train import generalization
 from tidemill.train.matrix import FeatureMatrix
 from tidemill.train.progressive import Grown, grow, metric_name
+from tidemill.train.rows import RowMatrix
 from tidemill.train.workload import Problem, Workload, growing, prepare_model
 
-# Training rows, evenly spread, that the metrics of the training split are taken on.
+# Training rows, evenly spread, that the metrics of the training split are taken on; of texts and images fewer, for each takes long.
 TRAIN_JUDGED = 500_000
+TRAIN_JUDGED_ROWS = 2_000
 
 # Progress is told at most this often, so that telling costs nothing beside a round.
 _TELL_S = 0.2
 
 
 def run(
-    project: Project, data: Artifact, features: Artifact, out: Path, *, tuned: Mapping[str, Any] | None = None, events: Events
+    project: Project,
+    data: Artifact,
+    features: Artifact,
+    out: Path,
+    *,
+    tuned: Mapping[str, Any] | None = None,
+    work: Path | None = None,
+    profile: bool = False,
+    events: Events,
 ) -> dict[str, Any]:
     """Fill `out` with the fitted model, the baseline and what was measured on train and valid.
 
-    Writes `model.onnx`, `native/`, `baseline/`, `train.json`, `history.jsonl`, `valid_predictions.parquet`.
+    Writes `model.onnx`, `native/`, `baseline/`, `train.json`, `history.jsonl`, `valid_predictions.parquet`; of a network also
+    `steps.jsonl`.
 
     Args:
         tuned: Parameters that tuning found, such as {"model.max_depth": 6}; they go over the project's.
+        work: Beginning of the name of the folder where a network's checkpoints lie while it is fitted, so that a stopped fit goes on;
+            None keeps none.
+        profile: Also say where a network's step goes.
     """
     prepare_model(project)
     project = replace(project, model=project.model.tuned(tuned or {}))
     workload = Workload.of(project, data, features, whole=True)
     params = prepare_model(project)[1]
     history: list[dict[str, float]] = []
+    told: dict[str, Any] = {}
+    checkpoints = None if work is None else work.with_name(f"{work.name}-{fingerprint(**_resumable(project, data, features))[:16]}")
+    training = {"folder": checkpoints, "events": events, "profile": profile, "report": told}
     start = time.perf_counter()
-    fitted, workload, grown, outside = _fit(project, workload, history, events)
+    fitted, workload, grown, outside = _fit(project, workload, history, events, training)
     seconds = time.perf_counter() - start
     trim()  # the model is gone, and with it what it kept of the rows for another fit
-    baseline = workload.fit(Linear(), LinearParams())
+    # A linear model has no use for texts and images as they are.
+    baseline = workload.fit(Linear(), LinearParams()) if project.model.reads == "features" else None
     events.emit(
         "train.fitted", f"{project.model.kind} in {seconds:.1f} s", seconds=seconds, rounds=len(history), best_round=fitted.best_round
     )
 
     _save(fitted, out, kind=project.model.kind)
-    _save(baseline, out / "baseline", kind="linear")
+    if baseline is not None:
+        _save(baseline, out / "baseline", kind="linear")
     with (out / "history.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in history)
+    if "steps" in told:
+        (out / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told["steps"]), encoding="utf-8")
     valid_p = base.predict(fitted, workload.valid) if workload.valid is not None else None
     metrics = _metrics(workload, fitted, valid_p)
-    baseline_metrics = _metrics(workload, baseline)
+    baseline_metrics = _metrics(workload, baseline) if baseline is not None else {}
     prior = trivial(workload)
     trivial_metrics = _trivial_metrics(workload, prior)
     judged = _generalization(workload, project.model.kind, params, fitted.best_round, metrics, trivial_metrics, valid_p)
@@ -81,16 +102,17 @@ def run(
         "best_round": fitted.best_round,
         "external_memory": outside,
         "metrics": metrics,
-        "baseline": {"kind": "linear", "metrics": baseline_metrics, "importance": baseline.importance()},
+        "baseline": {"kind": "linear", "metrics": baseline_metrics, "importance": baseline.importance()} if baseline is not None else None,
         "trivial": {"prediction": prior, "metrics": {"valid": trivial_metrics}},
         "generalization": judged,
         "importance": fitted.importance(),
         "calibration": fitted.curve.to_json() if isinstance(fitted, Calibrated) else None,
         "interval": {"level": fitted.level, "widening": fitted.widening} if isinstance(fitted, Ranged) else None,
+        **({"training": told["training"]} if "training" in told else {}),
         **(grown.to_json() if grown is not None else {}),
     }
     write_json(out / "train.json", report)
-    if valid_p is not None and isinstance(workload.valid, FeatureMatrix):
+    if valid_p is not None and isinstance(workload.valid, (FeatureMatrix, RowMatrix)):
         _write_predictions(out / "valid_predictions.parquet", workload.problem, workload.valid, valid_p)
     metric = default_metric(workload.problem.task)
     return {
@@ -99,21 +121,30 @@ def run(
         "best_round": fitted.best_round,
         "metric": metric,
         "valid": metrics["valid"].get(metric),
-        "baseline": baseline_metrics["valid"].get(metric),
+        "baseline": baseline_metrics.get("valid", {}).get(metric),
         "verdict": judged["verdict"] if judged is not None else None,
         "rows": {"train": workload.train.num_rows, "valid": workload.valid.num_rows if workload.valid is not None else 0},
         "features": workload.train.num_features,
         **({"share": grown.curve[-1]["share"]} if grown is not None else {}),
         "fit_s": round(seconds, 3),
+        **{key: told[key] for key in ("speed", "restarts", "profile") if key in told},
     }
 
 
+def _resumable(project: Project, data: Artifact, features: Artifact) -> dict[str, Any]:
+    """What must be the same for a stopped fit to go on; ranks may be others, and so may what is saved how often."""
+    train = {key: value for key, value in to_plain(project.train).items() if key not in ("parallel", "checkpoint", "fault", "tensorboard")}
+    return {"train": train, "model": project.model, "seed": project.seed, "data": data.id, "features": features.id}
+
+
 def _fit(
-    project: Project, workload: Workload, history: list[dict[str, float]], events: Events
+    project: Project, workload: Workload, history: list[dict[str, float]], events: Events, training: dict[str, Any]
 ) -> tuple[Fitted, Workload, Grown | None, bool]:
     """The model with calibration and interval, the workload that it was fitted on, how samples grew, and whether its rows lay on disk."""
-    model, params = prepare_model(project)
     sampling, grown = growing(project), None
+    if sampling is not None:
+        training["folder"] = None  # each sample is another fit
+    model, params = prepare_model(project, training=training)
     if sampling is None:
         plain = workload.fit(model, params, _recorder(history, events))
     else:
@@ -166,7 +197,8 @@ def _metrics(workload: Workload, fitted: Fitted, valid_p: np.ndarray | None = No
         y_N, weight_N = matrix.targets()
         return _judged(workload.problem, y_N, base.predict(fitted, matrix) if p is None else p, weight_N)
 
-    return {"train": on(every(workload.train, TRAIN_JUDGED)), "valid": on(workload.valid, valid_p)}
+    judged = TRAIN_JUDGED_ROWS if hasattr(workload.train, "reads") else TRAIN_JUDGED
+    return {"train": on(every(workload.train, judged)), "valid": on(workload.valid, valid_p)}
 
 
 def _generalization(
@@ -208,7 +240,7 @@ def _judged(problem: Problem, y_N: np.ndarray, p: np.ndarray, weight_N: np.ndarr
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _write_predictions(path: Path, problem: Problem, valid: FeatureMatrix, p: np.ndarray) -> None:
+def _write_predictions(path: Path, problem: Problem, valid: FeatureMatrix | RowMatrix, p: np.ndarray) -> None:
     """Keys, `target` (class index or value), `weight`, and `probability` (of class 1), `probability_<k>` or `prediction`."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -21,7 +21,10 @@ from tidemill.models.config import ModelConfig
 from tidemill.models.interval import fit_interval
 from tidemill.models.rows import Drawn
 from tidemill.models.weights import Reweighted, class_weights
+from tidemill.train import boosting
+from tidemill.train.boosting import Workers
 from tidemill.train.matrix import FeatureMatrix, split_files
+from tidemill.train.rows import RowMatrix
 from tidemill.train.torch.config import Training
 
 # Operators that number categories in no order that means anything.
@@ -82,21 +85,18 @@ class Workload:
         budget = memory_bytes(project.engine.memory)
         lean(budget)
         cache_bytes = int(budget * project.train.cache_share)
-        splits: dict[str, FeatureMatrix | None] = {"train": None, "valid": None}
-        for split, share in (("train", 0.8), ("valid", 0.2)):
-            if split == "train" or split_files(data, split):
-                splits[split] = FeatureMatrix(
-                    data,
-                    features,
-                    split,
-                    threads=threads,
-                    cache_bytes=int(cache_bytes * share),
-                    batch_rows=project.train.batch_rows,
-                    like=splits["train"],
-                )
-        train, valid = splits["train"], splits["valid"]
-        if train is None:  # for the type checker: the loop always makes it
-            raise Unsupported("training needs a train split")
+        reads_rows = config.reads != "features"
+
+        def matrix(split: str, share: float, like: Matrix | None = None) -> Matrix:
+            if reads_rows:
+                return RowMatrix(data, features, split)
+            shared = like if isinstance(like, FeatureMatrix) else None
+            cached = int(cache_bytes * share)
+            batch_rows = project.train.batch_rows
+            return FeatureMatrix(data, features, split, threads=threads, cache_bytes=cached, batch_rows=batch_rows, like=shared)
+
+        train = matrix("train", 0.8)
+        valid = matrix("valid", 0.2, train) if split_files(data, "valid") else None
         weighted: list[Matrix | None] = [train, valid]
         if config.class_weight is not None:
             weight_K = class_weights(train, config.class_weight, problem.classes or [])
@@ -122,6 +122,9 @@ class Workload:
 
     def fit(self, model: Model, params: Any, on_round: OnRound | None = None) -> Fitted:
         """The model fitted on the weighted rows, without calibration."""
+        workers: Workers | None = getattr(model, "workers", None)
+        if workers is not None:
+            return boosting.fit(self, model, params, workers, on_round)  # type: ignore[arg-type]
         return model.fit(
             self.weighted_train,
             self.weighted_valid,
@@ -214,6 +217,15 @@ def prepare_model(
     project.train.check_use(config.kind, model)
     if hasattr(model, "training"):
         model.training = Training(config=project.train, launcher=project.engine.train, project=project.folder.resolve(), **(training or {}))
+    if hasattr(model, "workers") and project.train.parallel.data > 1:
+        model.workers = Workers(
+            number=project.train.parallel.data,
+            launcher=project.engine.train,
+            fault=project.train.fault,
+            cache_bytes=int(memory_bytes(project.engine.memory) * project.train.cache_share),
+            batch_rows=project.train.batch_rows,
+            **{key: value for key, value in (training or {}).items() if key in ("folder", "events")},
+        )
     if hasattr(model, "memory_bytes"):
         model.memory_bytes = int(memory_bytes(project.engine.memory) * (1 - project.train.cache_share))
     return model, config.parameters(overrides)

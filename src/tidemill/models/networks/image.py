@@ -86,10 +86,14 @@ class Image(NetworkModel):
         "schedule": {"warmup": 0.15},
     }
 
-    def preprocess(self, params: ImageParams, column: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What `Decode` is told, and the documents that lie beside it."""
+    def preprocess(self, params: ImageParams, column: str, folder: Path) -> dict[str, Any]:
+        """`config`: what `Decode` is told; `files`: what lies beside it; `loading`: what is done in training alone."""
         del folder
-        return {"column": column, "input": INPUT}, {"image.json": params.declaration()}
+        files = {"image.json": params.declaration()}
+        return {"config": {"column": column, "input": INPUT}, "files": files, "loading": {"augment": to_plain(params.augment)}}
+
+    def content(self, params: ImageParams, folder: Path) -> None:
+        """No file is named by the parameters."""
 
     def told(self, train: base.Matrix) -> dict[str, Any]:
         return {"preprocess": to_plain(getattr(train, "layout", {}))}

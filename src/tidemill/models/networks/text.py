@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tidemill.core.artifact import hash_file
 from tidemill.core.errors import ConfigError
 from tidemill.core.load import need
 from tidemill.core.project import to_plain
@@ -65,8 +66,8 @@ class Text(NetworkModel):
         "schedule": {"warmup": 0.1},
     }
 
-    def preprocess(self, params: TextParams, column: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What `Tokenize` is told, and the files that lie beside it."""
+    def preprocess(self, params: TextParams, column: str, folder: Path) -> dict[str, Any]:
+        """`config`: what `Tokenize` is told; `files`: what lies beside it; `loading`: what a loader wants to know."""
         found = encoder_folder(params, folder)
         config = json.loads((found / "config.json").read_text(encoding="utf-8"))
         longest = int(config.get("max_position_embeddings") or params.max_length)
@@ -75,7 +76,13 @@ class Text(NetworkModel):
         if params.max_length > longest:
             raise ConfigError(f"model.max_length: the encoder takes at most {longest} tokens, got {params.max_length}")
         facts = {"column": column, "max_length": params.max_length, "inputs": list(INPUTS), "pad_id": int(config.get("pad_token_id") or 0)}
-        return facts, {"tokenizer.json": found / "tokenizer.json"}
+        files = {"tokenizer.json": found / "tokenizer.json"}
+        return {"config": facts, "files": files, "loading": {"vocabulary": int(config["vocab_size"])}}
+
+    def content(self, params: TextParams, folder: Path) -> dict[str, str]:
+        """Hashes of the encoder's files."""
+        found = encoder_folder(params, folder)
+        return {name: hash_file(found / name) for name in (*FILES, "model.safetensors") if (found / name).is_file()}
 
     def told(self, train: base.Matrix) -> dict[str, Any]:
         folder = getattr(self.training, "project", None) or Path()
