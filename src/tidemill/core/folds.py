@@ -40,9 +40,12 @@ class Folds:
             return np.asarray(batch.column(place).to_numpy(zero_copy_only=False), np.int64)
         return (content_hash(batch, self.columns) % np.uint64(self.count)).astype(np.int64)
 
-    def beside(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Batches, all of them in order, each with its rows' folds as the column `FOLD`."""
-        first = 0
+    def beside(self, batches: Iterable[pa.RecordBatch], first: int = 0) -> Iterator[pa.RecordBatch]:
+        """Consecutive batches, each with its rows' folds as the column `FOLD`.
+
+        Args:
+            first: The place of the first row among all rows.
+        """
         for batch in batches:
             yield self.at(batch, np.arange(first, first := first + batch.num_rows))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tidemill.core.errors import ConfigError
 from tidemill.train.torch.config import NetworkConfig
+from tidemill.train.torch.parallel.layout import ParallelConfig
 
 # What another kind of model has in place of a network's key.
 _INSTEAD = {
@@ -39,6 +40,11 @@ class TrainConfig(NetworkConfig):
         if hasattr(model, "training"):
             return
         plain = NetworkConfig()
+        workers = hasattr(model, "workers")
         for known in dataclasses.fields(NetworkConfig):
             if getattr(self, known.name) != getattr(plain, known.name):
-                raise ConfigError(f"train.{known.name}: is for networks, got model.kind {kind!r}", hint=_INSTEAD.get(known.name))
+                rows_alone = known.name == "parallel" and self.parallel == ParallelConfig(data=self.parallel.data)
+                if workers and (known.name == "fault" or rows_alone):
+                    continue
+                hint = f"{kind} divides its rows alone: train.parallel.data" if workers else None
+                raise ConfigError(f"train.{known.name}: is for networks, got model.kind {kind!r}", hint=_INSTEAD.get(known.name, hint))
