@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tidemill.models.networks.decoder import Decoder, DecoderParams
 from tidemill.models.networks.base import Shape
+from tidemill.models.networks.decoder import Decoder, DecoderParams
+from tidemill.models.networks.quantiles import Quantiles
 from tidemill.train.torch.loader.step import MicroBatch, Step
 from tidemill.train.torch.objective import IGNORED, objective
 from tidemill.train.torch.parallel.layout import Layout, ParallelConfig
@@ -42,10 +43,14 @@ def train(
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     layout = Layout.of(ParallelConfig(**parallel), ranks=ranks, micro_batches=micro)
     kind, task = NETWORKS[network]
-    torch.manual_seed(7)
+
+    def build() -> nn.Module:
+        torch.manual_seed(7)
+        return kind(params or {})  # type: ignore[no-any-return]
+
     how = None if precision == "fp32" else Precision(precision)  # type: ignore[arg-type]
-    model = parallelize(lambda: kind(params or {}), layout, device=torch.device("cpu"), precision=how)
-    lowered = objective(task)
+    model = parallelize(build, layout, device=torch.device("cpu"), precision=how)
+    lowered = objective("multiclass" if task == "texts" else task)
     found: dict[str, Any] = {"losses": [], "norms": [], "gradients": [], "before": arrays(model.full_state())}
     weights = list(model.parameters())
     made = torch.optim.SGD(weights, lr=0.1, momentum=0.9) if optimizer == "sgd" else torch.optim.AdamW(weights, lr=1e-3)
@@ -69,7 +74,7 @@ def train(
 
 def dealt(number: int, task: str, reader: int, readers: int, micro: int, *, even: bool = False) -> Step:
     """One reader's part of a step whose rows are cut into unlike pieces."""
-    inputs, target, weight = tokens(number) if task == "next_token" else features(number)
+    inputs, target, weight = {"next_token": tokens, "texts": texts}.get(task, features)(number)
     total = float(weight_sum(target, weight))
     pieces = readers * micro
     generator = np.random.default_rng(number)
@@ -77,11 +82,18 @@ def dealt(number: int, task: str, reader: int, readers: int, micro: int, *, even
     cuts = [0, *inner.tolist(), ROWS]
     mine = [slice(cuts[place], cuts[place + 1]) for place in range(reader * micro, (reader + 1) * micro)]
     batches = [
-        MicroBatch(inputs=shortened({name: value[rows] for name, value in inputs.items()}), target=target[rows], weight=weight[rows], rows=np.arange(ROWS)[rows])
+        MicroBatch(
+            inputs=shortened({name: value[rows] for name, value in inputs.items()}),
+            target=target[rows],
+            weight=weight[rows],
+            rows=np.arange(ROWS)[rows],
+        )
         for rows in mine
     ]
     batches = [
-        MicroBatch(inputs=one.inputs, target=one.target[:, : one.inputs["input_ids"].shape[1]], weight=one.weight, rows=one.rows) if task == "next_token" else one
+        MicroBatch(inputs=one.inputs, target=one.target[:, : one.inputs["input_ids"].shape[1]], weight=one.weight, rows=one.rows)
+        if task == "next_token"
+        else one
         for one in batches
     ]
     return Step(micro=batches, total=total, epoch=0, number=number, rows=ROWS, tokens=0)
@@ -98,9 +110,15 @@ def tokens(number: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}, target, weight
 
 
+def texts(number: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    inputs, _, weight = tokens(number)
+    return inputs, inputs["input_ids"][:, 1] % 3, weight
+
+
 def features(number: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     generator = torch.Generator().manual_seed(number)
     x_NF = torch.randn(ROWS, 8, generator=generator)
+    x_NF[:, 7] = torch.randint(0, 11, (ROWS,), generator=generator)
     return {"features": x_NF}, x_NF[:, :3].argmax(dim=1), torch.rand(ROWS, generator=generator) + 0.1
 
 
@@ -144,7 +162,13 @@ def decoder(params: dict[str, Any]) -> nn.Module:
 class Own(nn.Module):
     """A module as users write them: biases, a plan with older names, cuts by layer."""
 
-    tp_plan = {"start": "colwise_rep", "blocks.*.norm": "replicate", "blocks.*.up": "colwise", "blocks.*.down": "rowwise", "end": "rowwise_rep"}
+    tp_plan = {
+        "start": "colwise_rep",
+        "blocks.*.norm": "replicate",
+        "blocks.*.up": "colwise",
+        "blocks.*.down": "rowwise",
+        "end": "rowwise_rep",
+    }
     split_points = ["blocks.1"]
 
     def __init__(self, features: int = 8, width: int = 16, classes: int = 3) -> None:
@@ -169,4 +193,53 @@ class Block(nn.Module):
         return x + self.down(self.up(self.norm(x)).relu())
 
 
-NETWORKS: dict[str, Any] = {"decoder": (decoder, "next_token"), "own": (lambda params: Own(**params), "multiclass")}
+class ByPosition(nn.Module):
+    """Tokens through a norm that each tensor rank computes for some of the positions."""
+
+    tp_plan = {"norm": "sequence_parallel", "up": "colwise", "down": "rowwise"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(VOCABULARY, 16), nn.LayerNorm(16)
+        self.up, self.down, self.head = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, VOCABULARY)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        return self.head(x + self.down(self.up(self.norm(x)).relu()))
+
+
+def mlp(params: dict[str, Any]) -> nn.Module:
+    from tidemill.models.networks.mlp import Mlp, MlpParams
+
+    return Mlp().build(mixed(), MlpParams(depth=3, width=16, dropout=0.0, **params))
+
+
+def dcn(params: dict[str, Any]) -> nn.Module:
+    from tidemill.models.networks.dcn import Dcn, DcnParams
+
+    return Dcn().build(mixed(), DcnParams(width=16, dropout=0.0, **params))
+
+
+def mixed() -> Shape:
+    """Seven numbers and a category."""
+    lines = [tuple(np.linspace(-3, 3, 25).tolist())] * 7
+    spread = Quantiles(places=tuple(range(7)), knots=tuple(lines), values=tuple(lines), gaps=(2,))
+    tables = {"f7": {"rows": 12, "width": 6}}
+    return Shape(task="multiclass", num_outputs=3, names=tuple(f"f{place}" for place in range(8)), tables=tables, quantiles=spread)
+
+
+def text(params: dict[str, Any]) -> nn.Module:
+    from tidemill.models.networks.text import Text, TextParams
+
+    shape = Shape(task="multiclass", num_outputs=3, folder=".")
+    return Text().build(shape, TextParams(dropout=0.0, max_length=16, **params))
+
+
+NETWORKS: dict[str, Any] = {
+    "decoder": (decoder, "next_token"),
+    "own": (lambda params: Own(**params), "multiclass"),
+    "by_position": (lambda params: ByPosition(), "next_token"),
+    "mlp": (mlp, "multiclass"),
+    "dcn": (dcn, "multiclass"),
+    "text": (text, "texts"),
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,14 +26,24 @@ def even(micro: Sequence[MicroBatch], device: torch.device, *, agree: bool) -> l
         agree: Whether ranks that read other rows take part: all go through the same shapes, or some of them would compare
             notes about a new one while the others do not.
     """
-    rows = [len(one.target) for one in micro]
-    lengths = [max([1, *(tensor.shape[1] for tensor in one.inputs.values() if _by_token(tensor))]) for one in micro]
-    wanted = torch.tensor([max(rows), max(lengths)], device=device)
+    num_rows, length = _largest([one.inputs for one in micro], device, agree=agree)
+    return [_filled(one, num_rows, length) for one in micro]
+
+
+def even_inputs(inputs: Mapping[str, Tensor], device: torch.device, *, agree: bool) -> dict[str, Tensor]:
+    """The same for the inputs of an evaluation."""
+    num_rows, length = _largest([inputs], device, agree=agree)
+    return {name: _grown(value, num_rows - len(value), length if _by_token(value) else None) for name, value in inputs.items()}
+
+
+def _largest(batches: Sequence[Mapping[str, Tensor]], device: torch.device, *, agree: bool) -> tuple[int, int]:
+    """The largest number of rows, and the largest length, rounded up."""
+    tensors = [tensor for inputs in batches for tensor in inputs.values()]
+    wanted = torch.tensor([max(map(len, tensors)), max([1, *(tensor.shape[1] for tensor in tensors if _by_token(tensor))])], device=device)
     if agree:
         torch.distributed.all_reduce(wanted, op=torch.distributed.ReduceOp.MAX)
     num_rows, length = (int(value) for value in wanted)
-    length = -(-length // _LENGTHS) * _LENGTHS
-    return [_filled(one, num_rows, length) for one in micro]
+    return num_rows, -(-length // _LENGTHS) * _LENGTHS
 
 
 def _filled(one: MicroBatch, num_rows: int, length: int) -> MicroBatch:

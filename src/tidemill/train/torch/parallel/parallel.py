@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tidemill.train.torch.parallel import clip, pipeline, plan, shard, tensor
-from tidemill.train.torch.parallel.even import even
+from tidemill.train.torch.parallel.even import even, even_inputs
 from tidemill.train.torch.parallel.layout import Layout
 from tidemill.train.torch.parallel.mesh import device_mesh
 
@@ -234,10 +234,13 @@ class Piped(Parallel):
         return self._summed([value.detach() / scale for value in lost])
 
     def scores(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        filled = even_inputs(inputs, self.device, agree=self.layout.readers > 1)
         with torch.no_grad():
-            scores = self._pipe.scores(self._moved(inputs))
+            scores = self._pipe.scores(self._moved(filled))
         self._spread.settle()
-        return scores
+        name, first = next(iter(inputs.items()))
+        scores = scores[: len(first)]
+        return scores[:, : first.shape[1]] if scores.ndim == 3 and scores.shape[1] == filled[name].shape[1] else scores
 
 
 def _prepare(module: nn.Module, units: Sequence[str], *, recompute: bool, compiled: Sequence[nn.Module]) -> None:

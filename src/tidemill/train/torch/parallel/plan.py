@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def shard_units(module: nn.Module) -> list[str]:
     """Names of the parts that are gathered, or computed again, one at a time: `shard_units`, or the members of every ModuleList.
 
-    Lists inside such a part are the part's own affair.
+    Lists inside such a part are the part's own affair; lists of embeddings are many small tables, not layers.
 
     Raises:
         ConfigError: If `shard_units` names no part.
@@ -28,7 +28,7 @@ def shard_units(module: nn.Module) -> list[str]:
     found: list[str] = []
     for name, part in module.named_modules():
         if isinstance(part, nn.ModuleList) and not any(name.startswith(f"{unit}.") for unit in found):
-            found += [f"{name}.{child}" if name else child for child, _ in part.named_children()]
+            found += [f"{name}.{child}" if name else child for child, unit in part.named_children() if not isinstance(unit, nn.Embedding)]
     return found
 
 
