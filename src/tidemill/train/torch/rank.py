@@ -34,6 +34,7 @@ from tidemill.train.torch.precision import Precision
 from tidemill.train.torch.record import Record
 from tidemill.train.torch.sources import opened
 from tidemill.train.torch.speed import work
+from tidemill.train.torch.watch import watch_collectives
 
 WEIGHTS = "weights.safetensors"
 MEASURED = "train.measured"
@@ -201,6 +202,7 @@ def _group() -> Iterator[None]:
     import torch.distributed as dist
 
     device = _device()
+    watch_collectives()
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
