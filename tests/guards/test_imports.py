@@ -25,7 +25,7 @@ OUTSIDE = ("bench",)  # measures: a package through core, a server as a client d
 
 # A library that is heavy or serves one purpose, and the only places that are about it.
 PLACES: dict[str, tuple[str, ...]] = {
-    "torch": ("models", "packaging", "train.torch"),
+    "torch": ("models", "packaging", "train.torch", "train.planner.measuring"),
     "transformers": ("models", "packaging", "train.torch"),
     "tokenizers": ("core", "models", "packaging", "serve", "predict"),
     "xgboost": ("models", "packaging"),

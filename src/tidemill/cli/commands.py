@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.cli import options as given
-from tidemill.core.errors import EXIT_DONE
+from tidemill.core.errors import EXIT_DONE, ConfigError
 
 
 def run(options: argparse.Namespace) -> int:
@@ -187,8 +187,14 @@ def init(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
+    from tidemill.cli.plan import collectives
     from tidemill.doctor import examine
 
+    if options.collectives:
+        return collectives(options)
+    for name in ("ranks", "output"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name}: must go with --collectives, got {getattr(options, name)!r}")
     findings = examine(given.home(options))
 
     def show() -> None:

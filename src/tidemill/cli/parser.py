@@ -311,6 +311,9 @@ def build_parser() -> argparse.ArgumentParser:
     planner.add_argument("--top", type=int, default=10, metavar="N", help="layouts to show (default 10)")
 
     doctor = add(verbs, "doctor", commands.doctor, "What this machine can do.", "tidemill doctor")
+    doctor.add_argument("--collectives", action="store_true", help="measure how fast ranks talk to each other here, for tidemill plan")
+    doctor.add_argument("--ranks", type=int, metavar="N", help="with --collectives: processes (default: one a GPU, else 2)")
+    doctor.add_argument("--output", metavar="FILE", help="with --collectives: write what was measured, for plan --collectives")
     doctor.set_defaults(command=commands.doctor)
 
     for name, hint in UNBUILT.items():

@@ -1,4 +1,4 @@
-"""`tidemill plan`: what a training run will need, before it is started."""
+"""`tidemill plan`: what a training run will need, before it is started; `tidemill doctor --collectives` measures for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tidemill.train.planner.plan import Plan
 
 # Reasons shown to people; --json has them all.
-MOST_REASONS = 12
+MOST_REASONS = 6
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -35,6 +35,29 @@ def plan(options: argparse.Namespace) -> int:
         measured=collectives.read(Path(options.collectives)) if options.collectives else None,
     )
     return given.say(options, made.to_json(), lambda: _show(made, options.top))
+
+
+def collectives(options: argparse.Namespace) -> int:
+    import json
+
+    from tidemill.train.planner.measuring import gpus, survey
+
+    found = survey(options.ranks if options.ranks is not None else max(gpus(), 2), events=given.events(options))
+    if options.output:
+        out = Path(options.output)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+
+    def show() -> None:
+        from tidemill.ui.console import table
+        from tidemill.ui.plan import collective_columns, collectives_heading
+
+        print(f"{collectives_heading(found)}\n")
+        table(*collective_columns(found))
+        if options.output:
+            print(f"\n{options.output}: tidemill plan --collectives {options.output}")
+
+    return given.say(options, found.to_json(), show)
 
 
 def _show(made: Plan, most: int) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tidemill.train.planner.devices import GIB
+from tidemill.train.planner.measuring import Survey
 from tidemill.train.planner.plan import Choice, Plan, Refusal
-from tidemill.ui.format import number, percent, seconds, size
+from tidemill.ui.format import milliseconds, number, percent, seconds, size
 
 HEADS = ("layout", "micro-batches", "weights", "gradients", "optimizer", "activations", "buffers", "GiB", "step", "bubble")
 
@@ -41,12 +42,35 @@ def advice(plan: Plan) -> str:
 
 
 def reasons(refused: Sequence[Refusal], *, most: int) -> list[str]:
-    """Layouts that fall out, those of one reason together."""
-    by_reason: dict[str, list[str]] = {}
+    """Layouts that fall out, those of one reason together: what cannot be first, then what does not fit, the nearest first."""
+    cannot: dict[str, list[str]] = {}
     for refusal in refused:
-        by_reason.setdefault(refusal.why, []).append(refusal.layout.text)
-    lines = [f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}" for why, names in by_reason.items()]
-    return lines[:most] + ([f"... {len(lines) - most} more reasons; --json has them all"] if len(lines) > most else [])
+        if refusal.need_bytes is None:
+            cannot.setdefault(refusal.why, []).append(refusal.layout.text)
+    lines = [f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}" for why, names in cannot.items()]
+    large = sorted((refusal for refusal in refused if refusal.need_bytes is not None), key=lambda refusal: refusal.need_bytes or 0.0)
+    shown = [*_first(lines, most), *_first([f"{refusal.layout.text}: {refusal.why}" for refusal in large], most)]
+    return shown
+
+
+def _first(lines: Sequence[str], most: int) -> list[str]:
+    return [*lines[:most], *([f"... and {len(lines) - most} more; --json has them all"] if len(lines) > most else [])]
+
+
+def collectives_heading(found: Survey) -> str:
+    """What was measured, in a line."""
+    return f"{found.measured.ranks} ranks over {found.measured.backend}; time of a call by bytes of the tensor, median of the slowest rank"
+
+
+def collective_columns(found: Survey) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines of what was measured: times by size, and the line through them."""
+    sizes = sorted({point.num_bytes for point in found.points})
+    took = {(point.name, point.num_bytes): point.seconds for point in found.points}
+    heads = ["collective", *(_binary(num) for num in sizes), "latency", "bandwidth"]
+    return heads, [
+        [name, *(milliseconds(1e3 * took[name, num]) for num in sizes), milliseconds(1e3 * line.alpha_s), f"{size(line.bandwidth)}/s"]
+        for name, line in found.measured.lines.items()
+    ]
 
 
 def _line(choice: Choice) -> list[str]:
@@ -72,3 +96,10 @@ def traffic(choice: Choice) -> str:
 
 def _gib(num_bytes: float) -> str:
     return f"{num_bytes / GIB:,.1f}" if num_bytes >= 0.95 * GIB else f"{num_bytes / GIB:.2g}"
+
+
+def _binary(num_bytes: int) -> str:
+    for unit, scale in (("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= scale:
+            return f"{num_bytes // scale} {unit}"
+    return f"{num_bytes} B"

@@ -88,6 +88,8 @@ def _all_saved(block: Block, layout: Layout, precision: Precision) -> float:
 def _of_stage(stage: Stage, layout: Layout, precision: Precision) -> Memory:
     held = stage.held(layout.tensor)
     base = state(held, precision, stage=layout.stage if layout.shard > 1 else 0, shards=layout.shard)
+    if _is_gathered_once(layout):
+        base = replace(base, parameters=held * (precision.parameter / layout.shard + precision.compute))
     under_way = _under_way(layout, stage.index)
     kept = [(block, count, saved(block, layout, precision)) for block, count in stage]
     one = sum(count * size for _, count, size in kept)
@@ -105,7 +107,7 @@ def _of_stage(stage: Stage, layout: Layout, precision: Precision) -> Memory:
             transient = layout.micro_batch * block.transient_bytes
             if activations + gradients + transient > sum(best):
                 best = (activations, gradients, transient)
-        before -= count * size
+        before -= count * size - layout.micro_batch * block.lasting_bytes
         behind += count * share
     activations, gradients, transient = best
     return replace(
@@ -114,6 +116,14 @@ def _of_stage(stage: Stage, layout: Layout, precision: Precision) -> Memory:
         activations=activations + (under_way - 1) * one,
         buffers=transient + _buffers(stage, layout, precision),
     )
+
+
+def _is_gathered_once(layout: Layout) -> bool:
+    """Whether a step gathers whole weights beside the shards that lie there between steps, as fully_shard does but for stage 3.
+
+    Copies of what tensor or pipeline divide are shards of one part each.
+    """
+    return (layout.shard > 1 and layout.stage < 3) or (layout.data > 1 and layout.shard == 1 and layout.tensor * layout.pipeline > 1)
 
 
 def _under_way(layout: Layout, place: int) -> float:

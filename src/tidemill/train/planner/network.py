@@ -57,6 +57,8 @@ class Block:
     """Elements that the tensor axis sums up forward, and as many backward."""
     transient_bytes: float = 0.0
     """Most bytes beyond what is saved while the block's backward pass runs (already divided)."""
+    lasting_bytes: float = 0.0
+    """Of what is saved, bytes that stay until the whole backward pass is over: the scores, which the caller holds."""
 
     @property
     def parameters(self) -> int:
@@ -94,6 +96,8 @@ class Transformer:
     causal: bool = True
     outputs: int = 0
     """Numbers that a row's head gives; 0: a score for each word at each position."""
+    eager: bool = False
+    """Whether counted as `models/networks/decoder.py` runs without a compiler: more is kept than the papers' fused kernels keep."""
     kind: str = "decoder"
 
     def __post_init__(self) -> None:
@@ -179,8 +183,10 @@ class Transformer:
         ]
         scores = 0.0 if self.flash else a * s * s / t
         # Korthikanti et al. 2022, section 4.1: inputs of both norms, of QKV and of the first product are whole, the rest is split.
-        whole = 4.0 * s * h
-        split = s * (h + 2 * kv + h + (3 if self.gated else 2) * f) / t + (2 if self.dropout else 1) * scores
+        # Run kernel by kernel, norms keep what they scaled too, attention its answer twice, and a gate what it was made of.
+        whole = (6.0 if self.eager else 4.0) * s * h
+        kept = (4 if self.eager else 3) if self.gated else 2
+        split = s * ((2 if self.eager else 1) * h + h + 2 * kv + kept * f) / t + (2 if self.dropout else 1) * scores
         masks = (2.0 * s * h + scores) if self.dropout else 0.0
         sums = 0.0 if not self.flash else 4.0 * a * s / t
         return Block(
@@ -202,17 +208,18 @@ class Transformer:
         s, h = self.sequence, self.hidden
         places, outputs = (1, self.outputs) if self.outputs else (s, self.vocabulary)
         split = t if not self.outputs else 1
-        logits = places * outputs / split
+        logits = places * outputs / (1 if self.eager else split)  # gathered there for the loss
         return Block(
             name="head",
             whole_parameters=h * (2 if self.biases else 1) + (0 if not self.outputs else h * outputs),
             split_parameters=0 if self.tied or self.outputs else h * outputs,
             products=[Product(rows=places, inner=h, outer=outputs / split)],
-            whole_saved=2.0 * s * h,
-            saved_bytes=4.0 * logits,
+            whole_saved=(3.0 if self.eager else 2.0) * s * h,
+            saved_bytes=(8.0 if self.eager else 4.0) * logits,
             whole_traffic=2.0 * s * h,
             split_traffic=6.0 * logits,
-            transient_bytes=4.0 * logits,
+            transient_bytes=(8.0 if self.eager else 4.0) * logits,
+            lasting_bytes=4.0 * logits if self.eager else 0.0,
             reduced=s * h if t > 1 else 0.0,
         )
 

@@ -40,6 +40,8 @@ class Refusal:
 
     layout: Layout
     why: str
+    need_bytes: float | None = None
+    """What its fullest rank would hold, where that is too much; its least micro-batch, recomputed or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ def plan(
             best[key] = _choice(network, found, device, precision, memory, time)
     for key, (need, layout) in smallest.items():
         if key not in best:
-            refused.append(Refusal(layout=layout, why=f"needs {need / GIB:,.1f} GiB of {room / GIB:,.1f}"))
+            refused.append(Refusal(layout=layout, why=f"needs {need / GIB:,.1f} GiB of {room / GIB:,.1f}", need_bytes=need))
     ranked = sorted(best.values(), key=lambda choice: (choice.time.total_s, choice.memory.total))
     return Plan(
         network=network,

@@ -1,0 +1,117 @@
+"""What a rank of a real run holds at most: `measure` is run by every rank, under a launcher or in a test's pool.
+
+Peak memory is the kernel's own high-water mark of the process (VmHWM, set back before the step), less what it held before the network
+was built. With every block of 64 KiB or more mapped by itself (M_MMAP_THRESHOLD), what tensors let go is given back at once, so that
+the mark is of tensors and not of an allocator's gaps. PyTorch's profiler counts the same on the ranks' own threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+_M_MMAP_THRESHOLD = -3
+
+
+def measure(arguments: Mapping[str, Any]) -> dict[str, float]:
+    """Peak bytes of one step of a decoder.
+
+    Args:
+        arguments: shape (fields of DecoderParams), vocabulary, sequence, layout (fields of ParallelConfig), micro_batch, micro_batches.
+    """
+    import torch
+    import torch.distributed as dist
+
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 65536)
+    torch.set_num_threads(1)
+    owned = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if owned:
+        dist.init_process_group("gloo")
+    small = {**arguments, "shape": {**arguments["shape"], "width": 64, "hidden": 64}, "vocabulary": 64, "sequence": 8, "micro_batch": 1}
+    for _ in range(2):
+        _steps(small, 2)
+    _settle(libc)
+    before = _resident("VmRSS")
+    made = _steps(arguments, 2)
+    _settle(libc)
+    held = _resident("VmRSS") - before
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    _step(*made)
+    peak = _resident("VmHWM") - before
+    profiled = _profiled(made)
+    if owned:
+        dist.barrier()
+        dist.destroy_process_group()
+    return {"peak": peak, "held": held, "profiled": held + profiled, "transient": profiled}
+
+
+def _steps(arguments: Mapping[str, Any], num: int) -> tuple[Any, ...]:
+    """The network on this rank after some steps: its state is whole then."""
+    import torch
+
+    from tidemill.models.networks.base import Shape
+    from tidemill.models.networks.decoder import Decoder, DecoderParams
+    from tidemill.train.torch.config import OptimizerConfig
+    from tidemill.train.torch.objective import objective
+    from tidemill.train.torch.optim import optimizer
+    from tidemill.train.torch.parallel.layout import Layout, ParallelConfig
+    from tidemill.train.torch.parallel.parallel import parallelize
+
+    config = ParallelConfig(**arguments["layout"])
+    layout = Layout.of(config, ranks=config.ranks, micro_batches=arguments["micro_batches"])
+    words, length, rows = arguments["vocabulary"], arguments["sequence"], arguments["micro_batch"]
+
+    def build() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return Decoder().build(Shape(task="next_token", num_outputs=words), DecoderParams(**arguments["shape"]))
+
+    parallel = parallelize(build, layout, device=torch.device("cpu"))
+    chosen = optimizer(parallel.parts, OptimizerConfig(learning_rate=1e-4, weight_decay=0.01, betas=(0.9, 0.999)))
+    ids = torch.randint(0, words, (rows, length))
+    micro = SimpleNamespace(inputs={"input_ids": ids}, target=ids, weight=None, rows=None)
+    step = SimpleNamespace(
+        micro=[micro] * arguments["micro_batches"], total=float(rows * length * arguments["micro_batches"] * layout.readers)
+    )
+    made = parallel, chosen, step, objective("next_token")
+    for _ in range(num):
+        _step(*made)
+    return made
+
+
+def _step(parallel: Any, chosen: Any, step: Any, lose: Any) -> None:
+    parallel.forward_backward(step, lose)
+    parallel.clip(1.0)
+    chosen.step()
+    chosen.zero_grad(set_to_none=True)
+
+
+def _profiled(made: tuple[Any, ...]) -> int:
+    """Most bytes beyond those before a step, as PyTorch's allocator told the profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        _step(*made)
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    most = now = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(field)
+
+
+def _settle(libc: Any) -> None:
+    gc.collect()
+    libc.malloc_trim(0)
