@@ -11,14 +11,11 @@ from tidemill.core.errors import DataError
 from tidemill.core.graph import Arrays
 from tidemill.train.torch.loader.augment import Augment, Augmented
 from tidemill.train.torch.loader.columns import Columns
-from tidemill.train.torch.loader.source import PIXELS, TARGET, WEIGHT
-
-# Rows of a block of arrays that are mapped from a file.
-MAPPED_ROWS = 16_384
+from tidemill.train.torch.loader.source import BLOCK_BYTES, PIXELS, TARGET, WEIGHT
 
 
 class ArraySource:
-    """Arrays in memory or mapped, a row in each place of the first axis. What is in memory is shuffled as a whole.
+    """Arrays in memory or mapped, a row in each place of the first axis. Both come in the same order.
 
     Args:
         inputs: What the network takes, by name.
@@ -32,7 +29,6 @@ class ArraySource:
     """
 
     targets_per_row = 1
-    resident = True
 
     def __init__(
         self,
@@ -57,21 +53,23 @@ class ArraySource:
             raise DataError(f"a target must be a finite number, got {target[strange[0]]} in row {strange[0]}")
         self._columns, self.weighted = columns, weight is not None
         self._augmented = None if augment is None else Augmented(augment, seed=seed)
-        count, mapped = rows[TARGET], any(isinstance(column, np.memmap) for column in inputs.values())
-        block = MAPPED_ROWS if mapped else max(1, count)
-        self.sizes = [min(block, count - first) for first in range(0, count, block)]
-        row_bytes = sum(column.nbytes for column in columns.values()) // max(1, count)
-        # What is in memory takes no more of it for being shuffled.
-        self.sizes_bytes = [size * row_bytes if mapped else 0 for size in self.sizes]
+        count = rows[TARGET]
+        row_bytes = max(1, sum(column.nbytes for column in columns.values()) // max(1, count))
+        self._block = max(1, BLOCK_BYTES // row_bytes)
+        self.sizes = [min(self._block, count - first) for first in range(0, count, self._block)]
+        self.sizes_bytes = [size * row_bytes for size in self.sizes]
         self.fingerprint = _digest(columns)
 
     def read(self, block: int, picks: np.ndarray | None = None) -> Columns:
-        first = sum(self.sizes[:block])
-        rows: slice | np.ndarray = slice(first, first + self.sizes[block]) if picks is None else first + picks
-        return {name: column[rows] for name, column in self._columns.items()}
+        first = block * self._block
+        return self.take(np.arange(first, first + self.sizes[block]) if picks is None else first + picks)
+
+    def take(self, rows_N: np.ndarray) -> Columns:
+        return {name: column[rows_N] for name, column in self._columns.items()}
 
     def weights(self, block: int) -> np.ndarray:
-        return np.asarray(self.read(block)[WEIGHT])
+        first = block * self._block
+        return np.asarray(self._columns[WEIGHT][first : first + self.sizes[block]])
 
     def batch(self, columns: Columns, rows_N: np.ndarray, *, epoch: int, static: bool) -> Arrays:
         inputs = {name: column for name, column in columns.items() if name not in (TARGET, WEIGHT)}

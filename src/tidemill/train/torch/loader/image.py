@@ -40,7 +40,6 @@ class ImageSource:
     """
 
     targets_per_row = 1
-    resident = False
 
     def __init__(
         self,

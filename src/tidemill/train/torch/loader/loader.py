@@ -24,7 +24,7 @@ from tidemill.train.torch.loader.lengths import measured
 from tidemill.train.torch.loader.micro import MicroBatches
 from tidemill.train.torch.loader.order import Order
 from tidemill.train.torch.loader.reading import Reading, Task
-from tidemill.train.torch.loader.source import Source
+from tidemill.train.torch.loader.source import Resident, Source
 from tidemill.train.torch.loader.step import Step
 from tidemill.train.torch.loader.workers import Workers
 
@@ -74,8 +74,8 @@ class Loader:
             source.sizes, source.sizes_bytes, window_bytes=self._config.shuffle_mib << 20, seed=seed, shuffle=shuffle
         )  # fmt: skip
         self.num_rows = self._order.num_rows
-        # Blocks that stay: all of a source that is in memory anyway, or that fits in the cache once it is ready.
-        stays = source.resident or sum(source.sizes_bytes) <= self._config.cache_mib << 20
+        # Blocks that stay, where all of them fit.
+        stays = not isinstance(source, Resident) and sum(source.sizes_bytes) <= self._config.cache_mib << 20
         self._kept: dict[int, Future[Columns]] | None = {} if stays else None
         lengths: np.ndarray | None = None
         self._batches: Batches
@@ -161,7 +161,8 @@ class Loader:
         if not self._source.weighted:
             return float(len(rows_N) * self._source.targets_per_row)
         weight_N, blocks_N = np.empty(len(rows_N)), self._order.block_of(rows_N)
-        for block, weights in task.weights.items():
+        for block in np.unique(blocks_N).tolist():
             of_block = blocks_N == block
-            weight_N[of_block] = weights.result()[rows_N[of_block] - self._order.starts[block]]
+            weight_B = self._source.weights(block) if isinstance(self._source, Resident) else task.weights[block].result()
+            weight_N[of_block] = weight_B[rows_N[of_block] - self._order.starts[block]]
         return float(weight_N.sum()) * self._source.targets_per_row

@@ -10,7 +10,7 @@ import numpy as np
 from tidemill.train.torch.loader.columns import Columns, gather, stacked
 from tidemill.train.torch.loader.order import Order
 from tidemill.train.torch.loader.reading import Held
-from tidemill.train.torch.loader.source import TARGET, WEIGHT, Source
+from tidemill.train.torch.loader.source import TARGET, WEIGHT, Resident, Source
 from tidemill.train.torch.loader.step import MicroBatch
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class MicroBatches:
         )
 
     def _gathered(self, rows_N: np.ndarray, held: Mapping[int, Held]) -> Columns:
+        if isinstance(self._source, Resident):
+            return self._source.take(rows_N)
         blocks_N = self._order.block_of(rows_N)
         ends = [*(np.flatnonzero(np.diff(blocks_N)) + 1).tolist(), len(rows_N)]
         parts, first = [], 0

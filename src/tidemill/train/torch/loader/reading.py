@@ -12,7 +12,7 @@ import numpy as np
 from tidemill.train.torch.loader.batches import Batches, Dealing, Planned
 from tidemill.train.torch.loader.columns import Columns
 from tidemill.train.torch.loader.order import Order
-from tidemill.train.torch.loader.source import WEIGHT, Source
+from tidemill.train.torch.loader.source import WEIGHT, Resident, Source
 from tidemill.train.torch.loader.workers import Workers
 
 
@@ -37,8 +37,9 @@ class Task:
     micro: list[np.ndarray]
     """This rank's rows for each micro-batch, those of a block beside each other."""
     held: dict[int, Held]
+    """Empty where rows are resident."""
     weights: dict[int, Future[np.ndarray]]
-    """Of every block that the step has rows of, on any rank; empty where rows have no weights."""
+    """Of every block that the step has rows of, on any rank; empty where rows have no weights or are resident."""
 
 
 class Reading:
@@ -61,6 +62,7 @@ class Reading:
         kept: dict[int, Future[Columns]] | None = None,
     ) -> None:
         self._source, self._order, self._dealing, self._workers, self._kept = source, order, dealing, workers, kept
+        self._resident = isinstance(source, Resident)
         self._windows = order.windows(epoch)
         self._place_B = np.zeros(len(source.sizes), np.int64)
         if self._windows:
@@ -83,6 +85,9 @@ class Reading:
             if not self._planned and not self._plan_one():
                 return
             planned, micro = self._planned.popleft()
+            if self._resident:
+                yield Task(planned, micro, {}, {})
+                continue
             self._close(planned.last_window)
             while self._queue and self._queue[0][0] <= planned.last_window:
                 self._read(self._queue.popleft()[1])
@@ -95,7 +100,7 @@ class Reading:
 
     def release(self, task: Task) -> None:
         """Drop the blocks that no later step has rows of; called for each task in order, once it is done."""
-        if self._kept is None:
+        if self._kept is None and not self._resident:
             for block in task.held:
                 self._uses[block] -= 1
                 if not self._uses[block]:
@@ -119,7 +124,7 @@ class Reading:
             return False
         micro = self._dealing.deal(planned.rows, self._place_B)
         self._planned.append((planned, micro))
-        if self._kept is None:
+        if self._kept is None and not self._resident:
             rows_N = np.concatenate(micro)
             blocks_N = self._order.block_of(rows_N)
             for block in np.unique(blocks_N).tolist():

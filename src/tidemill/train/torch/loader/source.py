@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,9 @@ TOKENS = "tokens"
 # Images, [N, C, H, W].
 PIXELS = "pixels"
 
+# A block of rows that are in memory or mapped: small enough to mix many of them, large enough to read them from a disk.
+BLOCK_BYTES = 4 << 20
+
 
 class Source(Protocol):
     """Rows of a split in blocks.
@@ -28,8 +31,6 @@ class Source(Protocol):
     """Rows of each block, in the order of the split."""
     sizes_bytes: Sequence[int]
     """What each block takes in memory, about."""
-    resident: bool
-    """Whether all rows are in memory anyway, or mapped, so that reading a block costs nothing."""
     weighted: bool
     """Whether rows have weights."""
     targets_per_row: int
@@ -57,3 +58,11 @@ class Source(Protocol):
 
     def blank(self, count: int) -> Columns:
         """Rows that fill up, in the columns of `read`: weight 0, as small as rows can be."""
+
+
+@runtime_checkable
+class Resident(Source, Protocol):
+    """Rows that are in memory anyway, or mapped: they are taken where they stand, and no block is read."""
+
+    def take(self, rows_N: np.ndarray) -> Columns:
+        """Rows by their places in the split, as `read` gives them."""

@@ -30,7 +30,6 @@ class TableSource:
     """
 
     targets_per_row = 1
-    resident = False
 
     def __init__(self, data: Artifact, features: Artifact, split: str, *, class_weight: Sequence[float] | None = None) -> None:
         layout = features.read_json("features.json")

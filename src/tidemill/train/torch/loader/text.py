@@ -34,7 +34,6 @@ class TextSource:
     """
 
     targets_per_row = 1
-    resident = False
 
     def __init__(
         self,

@@ -10,9 +10,7 @@ import numpy as np
 from tidemill.core.errors import DataError
 from tidemill.core.graph import Arrays
 from tidemill.train.torch.loader.columns import Columns
-from tidemill.train.torch.loader.source import TARGET, TOKENS
-
-BLOCK_BYTES = 4 << 20
+from tidemill.train.torch.loader.source import BLOCK_BYTES, TARGET, TOKENS
 
 
 class TokenSource:
@@ -26,7 +24,6 @@ class TokenSource:
     """
 
     weighted = False
-    resident = True
 
     def __init__(self, tokens: np.ndarray | Path, *, length: int, dtype: str = "uint16") -> None:
         tokens_T, name = (tokens, "tokens") if isinstance(tokens, np.ndarray) else (_mapped(tokens, dtype), str(tokens))
@@ -40,17 +37,18 @@ class TokenSource:
         row_bytes = tokens_T.dtype.itemsize * length
         self._block = max(1, BLOCK_BYTES // row_bytes)
         self.sizes = [min(self._block, count - first) for first in range(0, count, self._block)]
-        mapped = isinstance(tokens_T, np.memmap)
-        self.sizes_bytes = [size * row_bytes if mapped else 0 for size in self.sizes]
+        self.sizes_bytes = [size * row_bytes for size in self.sizes]
         some = np.ascontiguousarray(tokens_T[:: max(1, len(tokens_T) // 1_000)]).tobytes()
         self.fingerprint = hashlib.sha256(f"{tokens_T.dtype}{len(tokens_T)} {length}".encode() + some).hexdigest()[:16]
 
     def read(self, block: int, picks: np.ndarray | None = None) -> Columns:
-        """A block's windows with the token behind each, [N, length + 1]; a view where they are all wanted."""
-        first = block * self._block * self._length
-        run = self._tokens_T[first : first + self.sizes[block] * self._length + 1]
-        windows = np.lib.stride_tricks.sliding_window_view(run, self._length + 1)[:: self._length]
-        return {TOKENS: windows if picks is None else windows[picks]}
+        first = block * self._block
+        return self.take(np.arange(first, first + self.sizes[block]) if picks is None else first + picks)
+
+    def take(self, rows_N: np.ndarray) -> Columns:
+        """Windows with the token behind each, [N, length + 1]."""
+        windows = np.lib.stride_tricks.sliding_window_view(self._tokens_T, self._length + 1)
+        return {TOKENS: windows[rows_N * self._length]}
 
     def weights(self, block: int) -> np.ndarray:
         return np.ones(self.sizes[block], np.float32)

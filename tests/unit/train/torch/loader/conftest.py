@@ -31,13 +31,12 @@ class Numbered:
         *,
         block_bytes: int = MIB,
         weighted: bool = False,
-        resident: bool = False,
         lengths: Sequence[int] | None = None,
         width: int = 1,
         fails_at: int = -1,
     ) -> None:
         self.sizes, self.sizes_bytes = list(sizes), [block_bytes] * len(sizes)
-        self.weighted, self.resident = weighted, resident
+        self.weighted = weighted
         self.starts = np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
         self._lengths = None if lengths is None else np.asarray(lengths)
         self._width, self._fails_at = width, fails_at

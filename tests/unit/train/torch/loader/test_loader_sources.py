@@ -334,15 +334,27 @@ def test_a_token_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 # Arrays
 
 
-def test_mapped_arrays_are_shuffled_by_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidemill.train.torch.loader.arrays.MAPPED_ROWS", 64)
-    x_NF = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+def test_mapped_arrays_come_in_the_order_of_arrays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidemill.train.torch.loader.arrays.BLOCK_BYTES", 64 * 20)
+    x_NF, y_N, weight_N = (
+        np.random.default_rng(0).normal(size=(1000, 2)).astype(np.float32),
+        np.arange(1000) % 2 == 0,
+        1.0 + np.arange(1000) % 3,
+    )
     np.save(tmp_path / "x.npy", x_NF)
-    source = ArraySource({"features": np.load(tmp_path / "x.npy", mmap_mode="r")}, np.arange(1000) % 2 == 0)
-    assert source.sizes == [64] * 15 + [40]
-    made = collected(source, ranks=3)
-    np.testing.assert_array_equal(made["features"], x_NF)
-    np.testing.assert_array_equal(made["target"], np.arange(1000) % 2 == 0)
+    seen = []
+    for held in (x_NF, np.load(tmp_path / "x.npy", mmap_mode="r")):
+        source = ArraySource({"features": held}, y_N, weight_N)
+        assert source.sizes == [64] * 15 + [40]
+        made = collected(source, ranks=3)
+        np.testing.assert_array_equal(made["features"], x_NF)
+        np.testing.assert_array_equal(made["target"], y_N)
+        np.testing.assert_array_equal(made["weight"], weight_N)
+        steps = list(Loader(source, batch_rows=100, config=config()).steps(0))
+        assert [step.total for step in steps] == [float(weight_N[step.micro[0].rows].sum()) for step in steps]
+        seen.append([step.micro[0].rows.tolist() for step in steps])
+        np.testing.assert_array_equal(source.read(1, np.array([0, 5]))["features"], x_NF[[64, 69]])
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize(
