@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(vocabulary, params.width)
         self.rotary = Rotary(params.width // params.heads)
         self.layers = nn.ModuleList(Layer(params) for _ in range(params.depth))
-        self.norm = nn.RMSNorm(params.width, eps=1e-6)
+        self.norm = RmsNorm(params.width)
         self.head = nn.Linear(params.width, vocabulary, bias=False)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:  # what writes into the stream is scaled down by the number of writers, as in GPT-2
@@ -99,6 +99,18 @@ class Transformer(nn.Module):
         return scores
 
 
+class RmsNorm(nn.Module):
+    """Each token divided by the root of its mean square (Zhang and Sennrich 2019), in float32; written out, as ONNX 19 has no such node."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x_NLD: Tensor) -> Tensor:
+        wide = x_NLD.float()
+        return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + 1e-6)).to(x_NLD.dtype) * self.weight
+
+
 class Rotary(nn.Module):
     """Positions [L] to the cosines and sines [2, L, W / 2] that turn pairs of numbers."""
 
@@ -116,9 +128,9 @@ class Layer(nn.Module):
 
     def __init__(self, params: DecoderParams) -> None:
         super().__init__()
-        self.before_attention = nn.RMSNorm(params.width, eps=1e-6)
+        self.before_attention = RmsNorm(params.width)
         self.attention = Attention(params)
-        self.before_feed = nn.RMSNorm(params.width, eps=1e-6)
+        self.before_feed = RmsNorm(params.width)
         self.feed = Feed(params)
         self.dropout = nn.Dropout(params.dropout)
 
