@@ -59,7 +59,7 @@ class Decoder:
 class Transformer(nn.Module):
     """`input_ids` [N, L], and `attention_mask` [N, L] (1 for a token, 0 for padding), to scores of the next token [N, L, V]."""
 
-    tp_plan: ClassVar[Mapping[str, str]] = {
+    tp_plan: Mapping[str, str] = {
         "embed": "embedding_rowwise",
         "layers.*.attention.query": "colwise",
         "layers.*.attention.key": "colwise",

@@ -70,4 +70,4 @@ def _grown(value: Tensor, missing: int, length: int | None, *, fill: int = 0) ->
 
 def _by_token(value: Tensor) -> bool:
     """Whether axis 1 is a length: tokens are whole numbers, features are not."""
-    return value.ndim == 2 and value.dtype == torch.int64
+    return bool(value.ndim == 2 and value.dtype == torch.int64)

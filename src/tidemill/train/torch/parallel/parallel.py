@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -164,9 +165,7 @@ class Parallel:
         for name, home in self._names:
             value = None
             if home == stage:
-                value = held[name].detach()
-                value = value.full_tensor() if hasattr(value, "full_tensor") else value
-                value = value.contiguous()
+                value = _whole(held[name].detach()).contiguous()
             if home > 0 and first:
                 value = _received(self.layout.rank_of(pipeline=home), self.device)
             elif home > 0 and home == stage and leads:
@@ -200,8 +199,8 @@ class Parallel:
             return
         for weight in self.parameters():
             grad: Any = weight.grad
-            if grad is not None and hasattr(grad, "placements") and grad.placements != weight.placements:  # type: ignore[attr-defined]
-                weight.grad = grad.redistribute(placements=weight.placements)  # type: ignore[attr-defined]
+            if grad is not None and hasattr(grad, "placements") and grad.placements != weight.placements:
+                weight.grad = grad.redistribute(placements=weight.placements)
 
 
 class Piped(Parallel):
@@ -262,6 +261,19 @@ def _agree(module: nn.Module) -> None:
     with torch.no_grad():
         for tensor_ in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor_, 0)
+
+
+def _whole(value: Any) -> Tensor:
+    """All of a divided tensor; every rank that has a part of it must ask."""
+    if not hasattr(value, "full_tensor"):
+        return value
+    logger = logging.getLogger("torch.distributed.tensor._redistribute")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns that two gathers are slower than one, where a weight is divided twice
+    try:
+        return value.full_tensor()
+    finally:
+        logger.setLevel(level)
 
 
 def _send(value: Tensor) -> None:

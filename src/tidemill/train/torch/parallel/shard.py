@@ -57,7 +57,7 @@ class Copies(Alone):
         self.factor = float(group.size())  # it takes the mean over ranks
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last else self.wrapped.no_sync()  # type: ignore[no-any-return]
+        return nullcontext() if last else self.wrapped.no_sync()
 
 
 class Shards(Alone):
@@ -91,6 +91,8 @@ class Shards(Alone):
             "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False),
             "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if config.offload else OffloadPolicy(),
         }
+        if config.tensor > 1:  # the last layer's answer is this rank's view of a divided tensor; nothing here changes it in place
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         self._root: Any = module
         for unit in units:
             fully_shard(module.get_submodule(unit), **settings)

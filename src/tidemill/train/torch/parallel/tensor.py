@@ -90,7 +90,7 @@ def _by_position() -> Any:
 
     class ByPosition(ParallelStyle):
         def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-            return distribute_module(module, device_mesh, None, self.divided, self.whole)  # type: ignore[no-any-return]
+            return distribute_module(module, device_mesh, None, self.divided, self.whole)
 
         @staticmethod
         def divided(module: nn.Module, inputs: tuple[Tensor, ...], mesh: DeviceMesh) -> tuple[Any, ...]:
