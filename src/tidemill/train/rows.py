@@ -112,7 +112,7 @@ def source(data: Artifact, features: Artifact, split: str, *, class_weight: Sequ
         return TextSource(
             ParquetRows(data, split, [matrix.column, *labels.columns]), labels,
             column=matrix.column, tokenize=matrix.preprocess, max_length=settings["max_length"], vocabulary=loading["vocabulary"],
-            pad_id=settings["pad_id"], identity=features.identity,
+            pad_id=settings["pad_id"], identity=features.id,
         )  # fmt: skip
     augment = Augment(**loading["augment"]) if split == "train" else None
     shape: tuple[int, int, int] = matrix.preprocess.config.shape
@@ -123,7 +123,7 @@ def source(data: Artifact, features: Artifact, split: str, *, class_weight: Sequ
         return ArraySource({PIXELS: pixels_NCHW}, target_N, weight_N, augment=augment, seed=seed)
     raw = _Files(ParquetRows(data, split, [matrix.column, *labels.columns]), matrix)
     return ImageSource(
-        raw, labels, column=matrix.column, decode=matrix.preprocess, shape=shape, augment=augment, seed=seed, identity=features.identity
+        raw, labels, column=matrix.column, decode=matrix.preprocess, shape=shape, augment=augment, seed=seed, identity=features.id
     )
 
 

@@ -52,7 +52,9 @@ class FittedNetwork:
         best_round: int | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.kind, self.shape, self.params, self.state = kind, shape, params, dict(state)
+        self.kind, self.shape, self.params = kind, shape, params
+        # As a file holds them, whatever order of axes the module likes in memory.
+        self.state = {name: np.ascontiguousarray(value) for name, value in state.items()}
         self.task, self.num_classes, self.best_round = shape.task, num_classes, best_round
         self.shares: list[float] = [0.0] * len(shape.names)
         self._folder = folder
