@@ -13,3 +13,10 @@ from tidemill.testing.launcher import check_launcher
 @pytest.mark.slow
 def test_local_ranks(tmp_path: Path) -> None:
     check_launcher(load("launcher", "local")(), tmp_path)
+
+
+@pytest.mark.slow
+def test_ray_actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'tidemill[ray]'")
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
+    check_launcher(load("launcher", "ray")(), tmp_path)

@@ -50,7 +50,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(here: Path) -> None:
         read_section("serve", [here / "tidemill.toml"])
 
 
-@pytest.mark.parametrize(("path", "value"), [("task", "forecast"), ("engine", {"data": "spark"}), ("engine", {"train": "ray"})])
+@pytest.mark.parametrize(("path", "value"), [("task", "forecast"), ("engine", {"data": "spark"}), ("engine", {"train": "spark"})])
 def test_what_is_not_built_is_refused(path: str, value: Any) -> None:
     tree = {"name": "x", "data": {"source": "x.csv", "target": "y"}, path: value}
     with pytest.raises(Unsupported, match=path):

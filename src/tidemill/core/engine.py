@@ -28,20 +28,24 @@ class EngineConfig:
     data: str = "local"
     """Engine for data work: a name or `module:attribute`."""
     train: str = "local"
-    """Where training runs: local; ray and spark are not built in this version."""
+    """What starts the ranks of a training that has several: local, ray, the name of an installed launcher or `module:attribute`;
+    spark is not built in this version."""
     memory: str = "2GiB"
     """Memory that data work may take, such as 512MiB or 8GiB."""
     threads: int = field(default=0, metadata={"min": 0, "max": 1024})
     """Threads for data work and training; 0 takes every core."""
 
     def check(self) -> None:
-        from tidemill.core.errors import Unsupported
+        from tidemill.core.errors import NotFound, Unsupported
+        from tidemill.core.load import names
 
         memory_bytes(self.memory)
         if self.data in ("spark", "ray"):
             raise Unsupported(f"engine.data: {self.data!r} is not built in this version", hint='"local" is')
-        if self.train != "local":
-            raise Unsupported(f"engine.train: {self.train!r} is not built in this version", hint='"local" is')
+        if self.train == "spark":
+            raise Unsupported(f"engine.train: {self.train!r} is not built in this version", hint='"local" and "ray" are')
+        if ":" not in self.train and self.train not in names("launcher"):
+            raise NotFound("engine.train: launcher", self.train, names("launcher"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,7 @@ TABLE: dict[str, dict[str, str]] = {
         "tensorrt": "tidemill.core.runtimes.onnx_runtime:TensorRT",
     },
     # Where ranks run.
-    "launcher": {"local": "tidemill.engines.local.launcher:LocalLauncher"},
+    "launcher": {"local": "tidemill.engines.local.launcher:LocalLauncher", "ray": "tidemill.engines.ray.launcher:RayLauncher"},
     # A package's declared preprocessing: from row inputs to the graph's.
     "preprocess": {"text": "tidemill.packaging.text:Tokenize", "image": "tidemill.packaging.image:Decode"},
     # From a table in memory to what a stage writes, for conformance suites.
@@ -95,8 +95,9 @@ EXTRAS = {
     "adbc_driver_manager": "database", "adbc_driver_postgresql": "database", "adbc_driver_sqlite": "database",
     "duckdb": "train", "narwhals": "train", "onnx": "train", "optuna": "train",
     "pyarrow": "train", "sklearn": "train", "skl2onnx": "train", "skops": "train", "xgboost": "train",
-    "openvino": "openvino", "PIL": "image", "granian": "serve", "msgspec": "serve", "jwt": "auth", "cryptography": "auth", "redis": "redis", "grpc": "grpc", "google": "grpc", "opentelemetry": "otel",
+    "openvino": "openvino", "PIL": "image", "httptools": "serve", "msgspec": "serve", "jwt": "auth", "cryptography": "auth", "redis": "redis", "grpc": "grpc", "google": "grpc", "opentelemetry": "otel",
     "tokenizers": "torch", "torch": "torch", "transformers": "torch", "mlflow": "mlflow", "psycopg": "postgres",
+    "ray": "ray",
 }  # fmt: skip
 
 
