@@ -52,7 +52,7 @@ OFFERED = 0.8
 NEAR = 1.5
 # Seconds that windows may be taken again in all, where other programs disturbed.
 AGAIN_S = 300.0
-OUR_LIBRARIES = ("tidemill", "granian", "uvloop", "msgspec", "onnxruntime", "openvino", "tokenizers", "numpy", "xgboost-cpu")
+OUR_LIBRARIES = ("tidemill", "httptools", "uvloop", "msgspec", "onnxruntime", "openvino", "tokenizers", "numpy", "xgboost-cpu")
 
 Window = dict[str, Any]
 

@@ -2,7 +2,7 @@
 
 Echo stacks do nothing but parse a body and answer a number; the `tidemill` ones answer `/predict` of a six-column package
 on the event loop or on threads. Every stack runs in turn in each repeat, the order reversed every other time; ratios are
-within a repeat, since machines drift. Needs wrk (on Debian: apt-get install wrk), uvicorn and httptools.
+within a repeat, since machines drift. Needs wrk (on Debian: apt-get install wrk), and `pip install granian uvicorn` beside the lock.
 
 Usage: python benchmarks/serving_stack/run.py [--repeats 5] [--seconds 3]
 """

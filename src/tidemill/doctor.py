@@ -18,7 +18,7 @@ State = Literal["ok", "missing", "warning"]
 
 # What an extra brings, and what each of its distributions is imported as.
 _EXTRAS = {
-    "serve": {"granian": "granian", "msgspec": "msgspec"},
+    "serve": {"httptools": "httptools", "msgspec": "msgspec"},
     "train": {
         "duckdb": "duckdb", "narwhals": "narwhals", "onnx": "onnx", "optuna": "optuna", "pyarrow": "pyarrow",
         "scikit-learn": "sklearn", "skl2onnx": "skl2onnx", "skops": "skops", "xgboost-cpu": "xgboost",

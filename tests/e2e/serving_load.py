@@ -78,7 +78,9 @@ said = json.loads(sys.argv[1])
 ledger = Ledger(said["ledger"]) if said["ledger"] else None
 
 def tell(event):
-    print(json.dumps({"kind": event.kind, "message": event.message, "level": event.level, **event.fields}, default=str), flush=True)
+    line = json.dumps({"kind": event.kind, "message": event.message, "level": event.level, **event.fields}, default=str)
+    sys.stdout.write(line + "\n")  # in one piece: two threads may tell at once
+    sys.stdout.flush()
 
 try:
     targets = [Package.open(ref) if ref.startswith("/") else resolved(ref, ledger, follow=said["follow"]) for ref in said["refs"]]

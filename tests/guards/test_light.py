@@ -16,7 +16,7 @@ HEAVY = (
     "skops", "tokenizers", "torch", "transformers", "xgboost",
 )  # fmt: skip
 # The front door takes nothing at all; these come with the first prediction.
-BASE = ("numpy", "onnxruntime", "rich", "granian", "msgspec")
+BASE = ("numpy", "onnxruntime", "rich", "httptools", "msgspec")
 
 
 def modules(folder: str) -> list[str]:

@@ -112,7 +112,7 @@ def test_what_is_not_built_says_so_and_what_there_is_instead(verb: str, capsys: 
 ERRORS = [
     (ConfigError("model.depth: must be in 1..16, got 0"), 2), (DataError("column 'a' must be int64", field="a"), 1),
     (NotFound("model", "smal", ["small"]), 2), (Conflict("champion moved"), 1), (ContractViolation(["auc: promised 0.9, got 0.8"]), 3),
-    (MissingDependency("granian", "serve", "tidemill serve"), 2), (Unavailable("disk full", hint="free some"), 1),
+    (MissingDependency("httptools", "serve", "tidemill serve"), 2), (Unavailable("disk full", hint="free some"), 1),
     (Unsupported("not built", hint="use another"), 2),
 ]  # fmt: skip
 

@@ -24,10 +24,10 @@ def test_everything_is_looked_at_and_what_is_not_ok_says_what_to_do(tmp_path: Pa
 
 
 def test_an_absent_library_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == "granian" else find_spec(module))
+    monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == "httptools" else find_spec(module))
     finding = _by_what(tmp_path)["[serve]"]
     assert finding.state == "missing"
-    assert "lacks granian" in finding.detail
+    assert "lacks httptools" in finding.detail
     assert finding.hint == "pip install 'tidemill[serve]'"
 
 

@@ -57,7 +57,9 @@ class ServeConfig:
     header_timeout_s: float = field(default=30.0, metadata={"min": 0.1, "max": 3600.0})
     """Time a client may take to send a request's headers, in seconds."""
     body_timeout_s: float = field(default=30.0, metadata={"min": 0.1, "max": 3600.0})
-    """Time a client may take to send a request's body, in seconds."""
+    """Time a client may take to send a request's body, and at most to take nothing of its answer, in seconds."""
+    idle_timeout_s: float = field(default=75.0, metadata={"min": 0.1, "max": 86_400.0})
+    """Time that a connection is kept between two requests, in seconds; longer than what a proxy in front keeps it."""
     drain_timeout_s: float = field(default=30.0, metadata={"min": 0.0, "max": 3600.0})
     """Time that requests in flight are given to finish when the server stops, in seconds."""
     tls: TlsConfig | None = None

@@ -1,153 +1,102 @@
-"""What listens: Granian's server over one application, and, where its certificate changes, the next one in its place.
+"""What listens: a socket whose connections are answered, and, where its certificate changes, shown the new one.
 
-The socket is ours, so that connections that wait in it are kept while one server, or one process, takes over from another.
+The socket is ours, so that connections that wait in it are kept while one process takes over from another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import resource
 import socket
-from importlib import import_module
+import ssl
 from pathlib import Path
 from typing import Any
 
 from tidemill.core.errors import ConfigError, Conflict, TidemillError
 from tidemill.core.events import Events
-from tidemill.serve.address import bound
 from tidemill.serve.config import ServeConfig
-from tidemill.serve.rsgi import RsgiApp
+from tidemill.serve.http1 import Http1
 
-STARTUP_S = 30.0
 # Connections that wait to be taken.
 BACKLOG = 1024
 # Connections that may be open at once, idle ones too.
 MOST_CONNECTIONS = 65_536
 # Files that may be open beside the connections.
 FILES = 128
-# How often a certificate's files are looked at, and how long both servers take connections when they changed.
+# How often a certificate's files are looked at.
 LOOK_S = 2.0
-BESIDE_S = 0.5
 
 
 class Listener:
-    """Takes connections for an application on an event loop.
+    """Takes connections on an event loop.
 
     Args:
         taken: A socket with an address of its own; closed when this stops.
         folder: What the certificate's paths are relative to.
     """
 
-    def __init__(self, target: RsgiApp, config: ServeConfig, *, taken: socket.socket, folder: Path, events: Events) -> None:
-        self._target = target
+    def __init__(self, http: Http1, config: ServeConfig, *, taken: socket.socket, folder: Path, events: Events) -> None:
+        self._http = http
         self._taken = taken
         self._config = config
         self._folder = folder
         self._events = events
-        self._server: Any = None
-        self._serving: asyncio.Task[None] | None = None
+        self._server: asyncio.Server | None = None
+        self._context: ssl.SSLContext | None = None
         self._stamp: Any = None
 
     async def start(self) -> None:
         """Listen.
 
         Raises:
-            TidemillError: If it does not begin within half a minute.
             ConfigError: If the certificate cannot be used.
         """
-        self._taken.listen(BACKLOG)
+        secure: dict[str, Any] = {}
+        if self._config.tls is not None:
+            self._load()
+            shown = self._config.tls.context(self._folder)
+            shown.sni_callback = self._show
+            secure = {"ssl": shown, "ssl_handshake_timeout": self._config.header_timeout_s}
         self._taken.setblocking(False)
-        self._server, self._serving = self._begin()
-        await self._begun(self._server, self._serving)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._http.connection, sock=self._taken, backlog=BACKLOG, **secure)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Listen on, following the certificate, until `stopping`.
-
-        Raises:
-            TidemillError: If the server ends by itself.
-        """
+        """Follow the certificate until `stopping`."""
         while not stopping.is_set():
-            waiting = asyncio.ensure_future(stopping.wait())
-            serving = self._serving
-            watched: set[asyncio.Future[Any]] = {waiting, *([serving] if serving is not None else [])}
-            await asyncio.wait(watched, timeout=LOOK_S if self._config.tls else None, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if serving is not None and serving.done() and not stopping.is_set():
-                raise TidemillError("the server must keep running, it ended by itself")
-            config = self._config
-            if config.tls is not None and not stopping.is_set() and config.tls.stamp(self._folder) != self._stamp:
-                await self._renew()
+            try:
+                async with asyncio.timeout(LOOK_S if self._config.tls else None):
+                    await stopping.wait()
+            except TimeoutError:
+                self._look()
 
     async def stop(self, *, drain_s: float) -> bool:
         """Take no more, and wait until what is in flight is answered; False where some was cut after `drain_s`."""
-        if self._serving is None:
-            return True
-        self._server.stop()
-        self._taken.close()
-        _, late = await asyncio.wait({self._serving}, timeout=drain_s)
-        if late:
-            self._serving.cancel()
-        return not late
+        if self._server is not None:
+            self._server.close()
+        return await self._http.drain(drain_s)
 
-    async def _renew(self) -> None:
-        """The new certificate in a server of its own; the old one then finishes what it took."""
+    def _look(self) -> None:
+        """Show new connections the new certificate, if there is one; the others keep theirs."""
+        if self._config.tls is None or self._config.tls.stamp(self._folder) == self._stamp:
+            return
         try:
-            server, serving = self._begin()
+            self._load()
         except ConfigError as error:
             self._events.warn("serve.certificate", f"the old certificate stays: {error}")
-            return
-        await asyncio.sleep(BESIDE_S)
-        if serving.done():
-            self._events.warn("serve.certificate", f"the old certificate stays: {serving.exception() or 'the new server ended'}")
-            return
-        old, ended = self._server, self._serving
-        self._server, self._serving = server, serving
-        old.stop()
-        if ended is not None:
-            _, late = await asyncio.wait({ended}, timeout=self._config.drain_timeout_s)
-            for task in late:
-                task.cancel()
-        self._events.emit("serve.certificate", "the new certificate is used")
+        else:
+            self._events.emit("serve.certificate", "the new certificate is used")
 
-    def _begin(self) -> tuple[Any, asyncio.Task[None]]:
-        from granian.constants import HTTPModes, Interfaces, SSLProtocols
-        from granian.http import HTTP1Settings
+    def _load(self) -> None:
+        if self._config.tls is not None:
+            self._stamp = self._config.tls.stamp(self._folder)
+            self._context = self._config.tls.context(self._folder)
 
-        config = self._config
-        secure: dict[str, Any] = {}
-        if config.tls is not None:
-            self._stamp = config.tls.stamp(self._folder)
-            cert, key = config.tls.checked(self._folder)
-            oldest = SSLProtocols.tls13 if config.tls.min_version == "1.3" else SSLProtocols.tls12
-            secure = {"ssl_cert": cert, "ssl_key": key, "ssl_protocol_min": oldest}
-        server = _server_on(self._taken)(
-            self._target,
-            address=bound(config.host),
-            port=config.port,
-            interface=Interfaces.RSGI,
-            http=HTTPModes.http1,
-            http1_settings=HTTP1Settings(header_read_timeout=int(config.header_timeout_s * 1000)),
-            websockets=False,
-            backlog=BACKLOG,
-            backpressure=_most_connections(),
-            log_enabled=False,
-            **secure,
-        )
-        return server, asyncio.get_running_loop().create_task(server.serve())
-
-    async def _begun(self, server: Any, serving: asyncio.Task[None]) -> None:
-        """Wait until the server takes what comes to the socket."""
-        started = asyncio.ensure_future(server.started.wait())
-        await asyncio.wait({serving, started}, timeout=STARTUP_S, return_when=asyncio.FIRST_COMPLETED)
-        if started.done() and not serving.done():
-            return
-        started.cancel()
-        cause = serving.exception() if serving.done() else None
-        serving.cancel()
-        where = f"{self._config.host}:{self._config.port}"
-        raise TidemillError(f"the server must listen on {where}, it does not" + (f": {cause}" if cause else "")) from cause
+    def _show(self, connection: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext) -> None:
+        """Called when a connection says hello, whether it names a host or not."""
+        if self._context is not None:
+            connection.context = self._context
 
 
 def listening_socket(host: str, port: int, *, together: bool = False) -> socket.socket:
@@ -186,11 +135,8 @@ def bound_socket(host: str, port: int, *, together: bool) -> socket.socket:
     return made
 
 
-def _most_connections() -> int:
-    """As many as the system's limit of open files allows, which is raised as far as this user may.
-
-    Granian itself takes no more than its backlog, idle ones too, and all others wait until one of them goes.
-    """
+def most_connections() -> int:
+    """As many as the system's limit of open files allows, which is raised as far as this user may."""
     wanted = MOST_CONNECTIONS + FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -205,23 +151,3 @@ def _not_bound(error: OSError, host: str, port: int) -> TidemillError:
     if error.errno == errno.EADDRINUSE:
         return Conflict(f"port {port} of {host} must be free, another program listens on it", hint="--port takes another")
     return ConfigError(f"serve.host: must be an address of this machine, got {host!r}: {error.strerror}")
-
-
-def _server_on(taken: socket.socket) -> Any:
-    """Granian's server, over a socket that is there already; it says when it has `started`."""
-    net: Any = import_module("granian.net")
-    base: Any = import_module("granian.server.embed").Server
-
-    class ServerOn(base):  # type: ignore[misc]
-        def __init__(self, *arguments: Any, **settings: Any) -> None:
-            super().__init__(*arguments, **settings)
-            self.started = asyncio.Event()
-
-        def _init_shared_socket(self) -> None:
-            self._shd = net.SocketHolder(os.dup(taken.fileno()), False, BACKLOG)
-
-        async def _serve_loop(self, *spawning: Any) -> None:
-            self.started.set()
-            await super()._serve_loop(*spawning)
-
-    return ServerOn

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from tidemill.core.events import Events
 from tidemill.serve.address import bound, reachable
 from tidemill.serve.app import App
+from tidemill.serve.calls import Calls
 from tidemill.serve.config import ServeConfig
-from tidemill.serve.listener import Listener
-from tidemill.serve.rsgi import RsgiApp
+from tidemill.serve.http1 import Http1
+from tidemill.serve.listener import Listener, most_connections
 
 if TYPE_CHECKING:
     from tidemill.serve.grpc.server import GrpcServer
@@ -63,8 +64,8 @@ def url(config: ServeConfig) -> str:
 
 async def _run(app: App, taken: socket.socket, events: Events, on_ready: Callable[[Running], None] | None, together: bool) -> None:
     config, loop = app.config, asyncio.get_running_loop()
-    target = RsgiApp(app, workers=config.workers or os.cpu_count() or 1)
-    listener = Listener(target, config, taken=taken, folder=Path(), events=events)
+    http = Http1(Calls(app, workers=config.workers or os.cpu_count() or 1), config, most=most_connections())
+    listener = Listener(http, config, taken=taken, folder=Path(), events=events)
     stopping = asyncio.Event()
 
     def stop() -> None:
@@ -104,7 +105,7 @@ async def _run(app: App, taken: socket.socket, events: Events, on_ready: Callabl
     finally:
         if grpc is not None:
             grpc.stop(grace_s=0)
-        target.close()
+        http.close()
         gc.set_threshold(*before)
 
 

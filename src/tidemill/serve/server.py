@@ -51,7 +51,7 @@ def serve(
         ContractViolation: If a package breaks its contract on this hardware.
         MissingDependency: If the extra [serve] is not installed.
     """
-    need("granian", "tidemill serve")
+    need("httptools", "tidemill serve")
     config, events = config or ServeConfig(), events or Events()
     check_address(config.host, allow_open=allow_open, guarded=config.auth is not None, events=events)
     slots = [target if isinstance(target, Slot) else slot_of(target) for target in targets]

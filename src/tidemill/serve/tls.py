@@ -27,12 +27,24 @@ class TlsConfig:
         Raises:
             ConfigError: If they cannot be read or do not go together.
         """
+        self.context(folder)
+        return folder / self.cert, folder / self.key
+
+    def context(self, folder: Path) -> ssl.SSLContext:
+        """What connections of a server are secured with.
+
+        Raises:
+            ConfigError: As above.
+        """
         cert, key = folder / self.cert, folder / self.key
+        made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        made.minimum_version = ssl.TLSVersion.TLSv1_3 if self.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
+        made.set_alpn_protocols(["http/1.1"])
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=_no_password)
+            made.load_cert_chain(cert, key, password=_no_password)
         except (OSError, ValueError) as error:
             raise ConfigError(f"serve.tls: {cert} and {key} must be a certificate and its key in PEM: {error}") from error
-        return cert, key
+        return made
 
     def stamp(self, folder: Path) -> Any:
         """What changes when a file is replaced; None while one is not there."""

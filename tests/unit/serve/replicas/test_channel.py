@@ -74,7 +74,7 @@ def test_an_error_comes_back_as_it_was(ends: Ends) -> None:
     [
         (ConfigError("a", hint="b"), ConfigError),
         (NotFound("version of 'x'", "7", ["1", "2"]), NotFound),
-        (MissingDependency("granian", "serve", "tidemill serve"), ConfigError),
+        (MissingDependency("httptools", "serve", "tidemill serve"), ConfigError),
         (Unavailable("a"), Unavailable),
         (ZeroDivisionError("division by zero"), TidemillError),
     ],
