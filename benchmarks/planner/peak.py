@@ -12,8 +12,9 @@ import gc
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 _M_MMAP_THRESHOLD = -3
 
@@ -58,6 +59,7 @@ def _steps(arguments: Mapping[str, Any], num: int) -> tuple[Any, ...]:
     from tidemill.models.networks.base import Shape
     from tidemill.models.networks.decoder import Decoder, DecoderParams
     from tidemill.train.torch.config import OptimizerConfig
+    from tidemill.train.torch.loader.step import MicroBatch, Step
     from tidemill.train.torch.objective import objective
     from tidemill.train.torch.optim import optimizer
     from tidemill.train.torch.parallel.layout import Layout, ParallelConfig
@@ -74,9 +76,15 @@ def _steps(arguments: Mapping[str, Any], num: int) -> tuple[Any, ...]:
     parallel = parallelize(build, layout, device=torch.device("cpu"))
     chosen = optimizer(parallel.parts, OptimizerConfig(learning_rate=1e-4, weight_decay=0.01, betas=(0.9, 0.999)))
     ids = torch.randint(0, words, (rows, length))
-    micro = SimpleNamespace(inputs={"input_ids": ids}, target=ids, weight=None, rows=None)
-    step = SimpleNamespace(
-        micro=[micro] * arguments["micro_batches"], total=float(rows * length * arguments["micro_batches"] * layout.readers)
+    micro = MicroBatch(inputs={"input_ids": ids}, target=ids, weight=None, rows=np.arange(rows))
+    all_rows = rows * arguments["micro_batches"] * layout.readers
+    step = Step(
+        micro=[micro] * arguments["micro_batches"],
+        total=float(all_rows * length),
+        epoch=0,
+        number=0,
+        rows=all_rows,
+        tokens=all_rows * length,
     )
     made = parallel, chosen, step, objective("next_token")
     for _ in range(num):

@@ -216,7 +216,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("model", help="NAME[@alias] or NAME/version; with a layout a package folder too")
     export.add_argument("output", help="folder to make")
-    export.add_argument("--layout", choices=["triton", "kserve"], help="Triton's model repository, or that with a KServe InferenceService")
+    export.add_argument(
+        "--layout",
+        choices=["triton", "kserve", "transformers"],
+        help="Triton's model repository, that with a KServe InferenceService, or a folder that transformers loads",
+    )
     export.add_argument("--storage-uri", metavar="URI", help="where the repository will lie, for kserve: s3://bucket/folder")
     export.add_argument(
         "--max-batch", type=int, default=0, metavar="N", help="rows that Triton may put together (default: requests as they come)"
@@ -294,6 +298,9 @@ def build_parser() -> argparse.ArgumentParser:
     planner.add_argument("--heads", type=int, metavar="N", help="heads of attention")
     planner.add_argument("--kv-heads", type=int, metavar="N", help="heads of keys and values (default: as many)")
     planner.add_argument("--ffn", type=int, metavar="N", help="width of the feed-forward part (default: 4 x hidden)")
+    planner.add_argument("-f", "--file", action="append", help="project file whose network, batch and precision to plan instead")
+    planner.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override one key of it")
+    planner.add_argument("--inputs", type=int, metavar="N", help="with -f, mlp: features of a row")
     planner.add_argument("--vocabulary", type=int, default=51_200, metavar="N", help="words (default 51200)")
     planner.add_argument("--sequence", type=int, default=2048, metavar="N", help="tokens of a row (default 2048)")
     planner.add_argument("--gated", action="store_true", help="as Llama: gated feed-forward part, rotary positions, no biases")
@@ -301,10 +308,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--device", default="cpu", help="a100-40, a100-80, h100, h100-96-500w, h200, b200, or cpu: this machine (default cpu)"
     )
     planner.add_argument("--count", type=int, default=1, metavar="N", help="ranks, one a device (default 1)")
-    planner.add_argument("--batch", type=int, default=64, metavar="N", help="rows of one step over all ranks (default 64)")
-    planner.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16", help="what products are computed in (default bf16)")
+    planner.add_argument("--batch", type=int, metavar="N", help="rows of one step over all ranks (default: the project's, else 64)")
     planner.add_argument(
-        "--bytes", metavar="W,G,O", help="bytes a parameter of weights, gradients and optimizer (default 4,4,8, as train.precision keeps them)"
+        "--precision", choices=["fp32", "bf16", "fp16"], help="what products are computed in (default: the project's, else bf16)"
+    )
+    planner.add_argument(
+        "--bytes",
+        metavar="W,G,O",
+        help="bytes a parameter of weights, gradients and optimizer (default 4,4,8, as train.precision keeps them)",
     )
     planner.add_argument("--compile", action="store_true", help="with train.compile: element-wise work is fused")
     planner.add_argument("--collectives", metavar="FILE", help="what tidemill doctor --collectives measured (default: data sheet)")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Reasons shown to people; --json has them all.
 MOST_REASONS = 6
+# Rows of a step where nobody says.
+BATCH = 64
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -24,14 +26,14 @@ def plan(options: argparse.Namespace) -> int:
     from tidemill.train.planner.plan import plan
     from tidemill.train.planner.timing import Running
 
-    network = _network(options)
+    network, batch, precision, is_compiled = _asked(options)
     made = plan(
         network,
         devices.device(options.device),
         ranks=options.count,
-        batch=options.batch,
-        precision=_precision(options),
-        running=Running(fused=options.compile),
+        batch=batch,
+        precision=_precision(options, precision),
+        running=Running(fused=is_compiled),
         measured=collectives.read(Path(options.collectives)) if options.collectives else None,
     )
     return given.say(options, made.to_json(), lambda: _show(made, options.top))
@@ -82,6 +84,21 @@ def _show(made: Plan, most: int) -> None:
         )
 
 
+def _asked(options: argparse.Namespace) -> tuple[Network, int, str, bool]:
+    """Network, rows of a step, precision and whether it is compiled: of the options, else of the project."""
+    if not options.file:
+        return _network(options), options.batch or BATCH, options.precision or "bf16", options.compile
+    from tidemill.train.planner.project import asked
+
+    said = next(
+        (name for name in ("parameters", "hidden", "layers", "heads", "kv_heads", "ffn") if getattr(options, name) is not None), None
+    )
+    if said is not None:
+        raise ConfigError(f"--{said.replace('_', '-')}: must stand without -f, whose project says the network")
+    found = asked(given.project(options), inputs=options.inputs, vocabulary=options.vocabulary, sequence=options.sequence)
+    return found.network, options.batch or found.batch, options.precision or found.precision, options.compile or found.is_compiled
+
+
 def _network(options: argparse.Namespace) -> Network:
     from tidemill.train.planner.network import Transformer, sized
 
@@ -103,10 +120,10 @@ def _style(options: argparse.Namespace) -> dict[str, Any]:
     return {"gated": True, "biases": False, "learned_positions": False, "tied": False} if options.gated else {}
 
 
-def _precision(options: argparse.Namespace) -> Precision:
+def _precision(options: argparse.Namespace, name: str) -> Precision:
     from tidemill.train.planner.memory import PRECISIONS
 
-    known = PRECISIONS[options.precision]
+    known = PRECISIONS[name]
     if options.bytes is None:
         return known
     try:

@@ -9,7 +9,7 @@ from tidemill.train.planner.measuring import Survey
 from tidemill.train.planner.plan import Choice, Plan, Refusal
 from tidemill.ui.format import milliseconds, number, percent, seconds, size
 
-HEADS = ("layout", "micro-batches", "weights", "gradients", "optimizer", "activations", "buffers", "GiB", "step", "bubble")
+HEADS = ("layout", "micro-batches", "weights", "gradients", "optimizer", "activations", "buffers")
 
 
 def heading(plan: Plan) -> str:
@@ -23,9 +23,11 @@ def heading(plan: Plan) -> str:
 
 
 def columns(plan: Plan, *, most: int) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines of the best layouts; memory in GiB a rank."""
-    heads = [*HEADS, f"{plan.network.unit}/s", "MFU", "dear"]
-    return heads, [_line(choice) for choice in plan.choices[:most]]
+    """Heads and lines of the best layouts; memory of the fullest rank by part, and in all in the unit that the head says."""
+    shown = plan.choices[:most]
+    unit, scale = ("GiB", GIB) if max((choice.memory.total for choice in shown), default=GIB) >= GIB else ("MiB", 2**20)
+    heads = [*HEADS, unit, "step", "bubble", f"{plan.network.unit}/s", "MFU", "dear"]
+    return heads, [_line(choice, scale) for choice in shown]
 
 
 def advice(plan: Plan) -> str:
@@ -49,8 +51,7 @@ def reasons(refused: Sequence[Refusal], *, most: int) -> list[str]:
             cannot.setdefault(refusal.why, []).append(refusal.layout.text)
     lines = [f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}" for why, names in cannot.items()]
     large = sorted((refusal for refusal in refused if refusal.need_bytes is not None), key=lambda refusal: refusal.need_bytes or 0.0)
-    shown = [*_first(lines, most), *_first([f"{refusal.layout.text}: {refusal.why}" for refusal in large], most)]
-    return shown
+    return [*_first(lines, most), *_first([f"{refusal.layout.text}: {refusal.why}" for refusal in large], most)]
 
 
 def _first(lines: Sequence[str], most: int) -> list[str]:
@@ -73,13 +74,13 @@ def collective_columns(found: Survey) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def _line(choice: Choice) -> list[str]:
+def _line(choice: Choice, scale: float) -> list[str]:
     layout, memory, time = choice.layout, choice.memory, choice.time
     parts = (memory.parameters, memory.gradients, memory.optimizer, memory.activations, memory.buffers, memory.total)
     return [
         layout.text,
         f"{layout.micro_batches} x {layout.micro_batch}" + (" recomputed" if layout.recompute else ""),
-        *(_gib(part) for part in parts),
+        *(_in_unit(part / scale) for part in parts),
         seconds(time.total_s),
         percent(time.bubble_s / time.total_s, digits=0),
         number(round(choice.units_per_s)),
@@ -94,8 +95,8 @@ def traffic(choice: Choice) -> str:
     return f"a rank sends in a step: {', '.join(sent)}" if sent else "a rank sends nothing"
 
 
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:,.1f}" if num_bytes >= 0.95 * GIB else f"{num_bytes / GIB:.2g}"
+def _in_unit(value: float) -> str:
+    return f"{value:,.1f}" if value >= 0.05 else "0"
 
 
 def _binary(num_bytes: int) -> str:
