@@ -17,6 +17,10 @@ def test_local_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ray_actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'tidemill[ray]'")
-    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
-    check_launcher(load("launcher", "ray")(), tmp_path)
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'tidemill[ray]'")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)  # one cluster for all checks
+    try:
+        check_launcher(load("launcher", "ray")(), tmp_path)
+    finally:
+        ray.shutdown()

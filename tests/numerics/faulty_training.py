@@ -81,3 +81,8 @@ def _misbehave(arguments: Mapping[str, Any], step: int, rank: int) -> None:
     told = arguments.get("hang")
     if told is not None and (step, rank) == tuple(told):
         time.sleep(600)
+    told = arguments.get("die")
+    died = Path(arguments["folder"]) / "died"
+    if told is not None and (step, rank) == tuple(told) and not died.exists():
+        died.touch()
+        os._exit(3)
