@@ -13,7 +13,7 @@ from tidemill.features import stage
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "benchmarks"
-sys.path.insert(0, str(HERE.parent / "transform"))
+sys.path.append(str(HERE.parent / "transform"))
 
 
 def clicks(rows: int) -> tuple[Artifact, Artifact]:

@@ -1,8 +1,8 @@
 """Claim: the loader alone feeds at least 3 times what each model eats, and more than torch's DataLoader doing the same work.
 
-Rows/s and rows per second of processor time (of all processes) of an epoch, first step included, for a table (39 columns of clicks through the feature graph), texts (tokenized) and images of
-28 x 28 (moved, mirrored, partly wiped out), with as many threads as the DataLoader has processes; and what each network eats on all cores: forward, backward
-and AdamW on a batch at hand. Repeats alternate. Usage: run.py TEXTS [--rows 1000000] [--repeats 3] [--only table,text,image]
+Rows/s and rows per second of processor time (of all processes) of an epoch, first step included, for a table (39 columns of clicks through
+the feature graph), texts (tokenized) and images of 28 x 28 (moved, mirrored, partly wiped out), with as many threads as the DataLoader has processes; and what each network eats, forward, backward
+and AdamW on batches at hand, by the processor's time. Repeats alternate. Usage: run.py TEXTS [--rows 1000000] [--repeats 3] [--only table,text,image]
 
 TEXTS is a file of texts, the last of each line's fields that are divided by tabs, such as movieReviewSnippets_GroundTruth.txt of the
 source package of vaderSentiment.
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import numpy as np
@@ -79,7 +79,7 @@ def main(texts: Path, rows: int, repeats: int, only: list[str]) -> None:
             if name in rates
         },
         "ratio_to_network": {
-            name: ratio(rates[name], rates[network]) for name, network in EATEN.items() if name in rates
+            name: ratio(processor[name], processor[network]) for name, network in EATEN.items() if name in rates
         },
         "hardware": hardware(),
         "load": os.getloadavg(),
@@ -131,7 +131,7 @@ def table(rows: int) -> Ways:
             peers.row_groups(data, features, batch_rows=1024, workers=WORKERS, window=window)
         ),
         "DataLoader: table, in memory, no process": lambda: batches(peers.tensors(x_NF, y_N, batch_rows=1024, workers=0)),
-        "network: mlp": eaten(Mlp(), MlpParams(), shape, loader(source, batch_rows=1024), 60),
+        "network: mlp": eaten(Mlp(), MlpParams(), shape, loader(source, batch_rows=1024), 10),
         "DataLoader: table, in memory, 2 processes": lambda: batches(peers.tensors(x_NF, y_N, batch_rows=1024, workers=WORKERS)),
     }
 
@@ -151,7 +151,7 @@ def text(rows: list[str], folder: Path) -> Ways:
             peers.texts(rows, tokenizer, batch_rows=32, workers=WORKERS, max_length=MAX_LENGTH)
         ),
         "network: text": eaten(
-            Text(), TextParams(encoder=str(minilm())), Shape(task="regression", num_outputs=1), loader(source, batch_tokens=1024), 6
+            Text(), TextParams(encoder=str(minilm())), Shape(task="regression", num_outputs=1), loader(source, batch_tokens=1024), 2
         ),
         "DataLoader: text, no process": lambda: batches(peers.texts(rows, tokenizer, batch_rows=32, workers=0, max_length=MAX_LENGTH)),
     }
@@ -183,7 +183,6 @@ def eaten(kind: Any, params: Any, shape: Shape, rows: Loader, steps: int) -> Cal
     some = [step.micro[0] for step in itertools.islice(rows.steps(0), steps)]
 
     def run() -> int:
-        torch.set_num_threads(os.cpu_count() or 1)
         for micro in some:
             optimizer.zero_grad()
             scores = module(**micro.inputs)
@@ -194,7 +193,6 @@ def eaten(kind: Any, params: Any, shape: Shape, rows: Loader, steps: int) -> Cal
             )
             loss.backward()
             optimizer.step()
-        torch.set_num_threads(1)
         return sum(len(micro.rows) for micro in some)
 
     run()

@@ -68,6 +68,10 @@ class Loader:
         self._source, self._config = source, config or LoaderConfig()
         if (batch_rows is None) == (batch_tokens is None):
             raise ConfigError("train: needs one of batch_size and batch_tokens", hint="batch_tokens is for texts")
+        facts = [source.fingerprint, list(source.sizes), batch_rows, batch_tokens, seed, shuffle, self._config.shuffle_mib]
+        self._digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        if batch_tokens is not None and source.targets_per_row > 1:  # rows are of one length
+            batch_rows, batch_tokens = batch_tokens // source.targets_per_row or 1, None
         if static and batch_tokens is not None:
             raise Unsupported("train.batch_tokens: gives batches of differing shape, which pipelines cannot take", hint="use batch_size")
         self._order = Order(
@@ -79,18 +83,15 @@ class Loader:
         self._kept: dict[int, Future[Columns]] | None = {} if stays else None
         lengths: np.ndarray | None = None
         self._batches: Batches
-        if batch_tokens is not None and source.targets_per_row == 1:
+        if batch_tokens is None:
+            self._batches = RowBatches(self._order, batch_rows=batch_rows or 0)
+        else:
             lengths = measured(source, threads=self._config.workers, kept=self._kept, folder=folder)
             self._batches = TokenBatches(self._order, lengths=lengths, batch_tokens=batch_tokens)
-        else:
-            batch_rows = batch_rows if batch_tokens is None else max(1, batch_tokens // source.targets_per_row)
-            self._batches = RowBatches(self._order, batch_rows=batch_rows)
         self._dealing = Dealing(self._order, rank=rank, ranks=ranks, accumulate=accumulate, lengths=lengths)
         fixed = ceil(ceil(batch_rows / ranks) / accumulate) if static and batch_rows else None
         self._micro = MicroBatches(source, self._order, rows=fixed, pin=self._config.pin)
         self._lengths_N = lengths
-        facts = [source.fingerprint, list(source.sizes), batch_rows, batch_tokens, seed, shuffle, self._config.shuffle_mib]
-        self._digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         self._next = 0, 0
 
     def num_steps(self, epoch: int) -> int:

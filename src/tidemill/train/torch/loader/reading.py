@@ -161,7 +161,8 @@ class Reading:
                 self._weights[block] = self._workers.submit(lambda: np.asarray(columns.result()[WEIGHT]))
             return
         if block in self._wanted:
-            picks = np.sort(np.concatenate(self._wanted.pop(block)))
+            wanted = np.sort(np.concatenate(self._wanted.pop(block)))
+            picks = wanted if len(wanted) < source.sizes[block] else None
             self._held[block] = Held(self._workers.submit(lambda: source.read(block, picks)), picks)
         if source.weighted:
             self._weights[block] = self._workers.submit(lambda: source.weights(block))
