@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,11 +45,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def arguments(case: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
-    """What a rank is told: micro-batches as many as stages, a row a micro-batch less where there are more."""
+    """What a rank is told: the case's rows in one micro-batch, or in twice as many as there are stages."""
     micro_batches = 2 * layout.get("pipeline", 1) if layout.get("pipeline", 1) > 1 else 1
     micro_batch = max(1, case["rows"] // micro_batches)
     told = {name: case[name] for name in ("shape", "vocabulary", "sequence")}
     return {**told, "layout": dict(layout), "micro_batch": micro_batch, "micro_batches": micro_batches}
+
+
+def num_ranks(layout: Mapping[str, Any]) -> int:
+    return math.prod(layout.get(axis, 1) for axis in ("data", "shard", "tensor", "pipeline"))
 
 
 def planned(told: Mapping[str, Any]) -> Memory:
@@ -64,12 +69,9 @@ def planned(told: Mapping[str, Any]) -> Memory:
 
 def measured(told: Mapping[str, Any]) -> list[dict[str, float]]:
     """What each rank held, from real processes."""
-    ranks = 1
-    for axis in ("data", "shard", "tensor", "pipeline"):
-        ranks *= told["layout"].get(axis, 1)
     with tempfile.TemporaryDirectory(prefix="peak-") as folder:
         job = RankJob(target="peak:measure", arguments=told, folder=Path(folder), paths=[str(HERE)])
-        return list(load("launcher", "local")().run(job, ranks, Resources(threads=1)).results)
+        return list(load("launcher", "local")().run(job, num_ranks(told["layout"]), Resources(threads=1)).results)
 
 
 def main() -> None:

@@ -104,7 +104,8 @@ def _of_stage(stage: Stage, layout: Layout, precision: Precision) -> Memory:
         for edge in {1, count}:  # within equal blocks the sum is straight: its highest point is at an end
             activations = before - (edge - 1) * size + again
             gradients = base.gradients * (1.0 if resident else behind + edge * share)
-            transient = layout.micro_batch * block.transient_bytes
+            temporary = block.largest * precision.gradient if resident and layout.shard == 1 else 0.0
+            transient = max(layout.micro_batch * block.loss_bytes, layout.micro_batch * block.transient * precision.compute + temporary)
             if activations + gradients + transient > sum(best):
                 best = (activations, gradients, transient)
         before -= count * size - layout.micro_batch * block.lasting_bytes
@@ -114,7 +115,7 @@ def _of_stage(stage: Stage, layout: Layout, precision: Precision) -> Memory:
         base,
         gradients=max(gradients, base.gradients if resident else 0.0),
         activations=activations + (under_way - 1) * one,
-        buffers=transient + _buffers(stage, layout, precision),
+        buffers=transient + _buffers(stage, layout, precision) + _between_stages(stage, layout, precision),
     )
 
 
@@ -137,6 +138,16 @@ def _under_way(layout: Layout, place: int) -> float:
         return float(min(p - place, m))
     # Narayanan et al. 2021, section 2.2; Korthikanti et al. 2022, equation 7.
     return float(min(p * (1 + (p - 1) / (p * v)), m)) if place == 0 else float(min(p, m))
+
+
+def _between_stages(stage: Stage, layout: Layout, precision: Precision) -> float:
+    """What a pipeline's stage keeps for each micro-batch of a step: room for what it receives, and on the last stage the scores."""
+    if layout.pipeline == 1:
+        return 0.0
+    hop = next(block.input for block, _ in stage if block.name == "layer") * precision.compute
+    neighbours = (stage.index > 0) + (stage.index + stage.alike < layout.pipeline)
+    scores = sum(count * block.lasting_bytes for block, count in stage)
+    return layout.micro_batches * layout.micro_batch * (neighbours * hop + scores)
 
 
 def _buffers(stage: Stage, layout: Layout, precision: Precision) -> float:

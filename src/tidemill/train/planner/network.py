@@ -55,8 +55,12 @@ class Block:
     """Elements of its input: what stays of it where it is recomputed."""
     reduced: float = 0.0
     """Elements that the tensor axis sums up forward, and as many backward."""
-    transient_bytes: float = 0.0
-    """Most bytes beyond what is saved while the block's backward pass runs (already divided)."""
+    transient: float = 0.0
+    """Elements beyond what is saved while the block's backward pass runs: gradients of its widest part and of its input (already divided)."""
+    loss_bytes: float = 0.0
+    """Bytes beyond what is saved while the loss runs backward."""
+    largest: float = 0.0
+    """Parameters of its largest matrix on one rank: a gradient that is added to another is whole beside it first."""
     lasting_bytes: float = 0.0
     """Of what is saved, bytes that stay until the whole backward pass is over: the scores, which the caller holds."""
 
@@ -167,6 +171,7 @@ class Transformer:
             saved_bytes=8.0 * s + (s * h if self.dropout else 0),
             whole_traffic=3.0 * s * h,
             input=0.0,
+            largest=self.vocabulary * h / t,
             reduced=s * h if t > 1 else 0.0,
         )
 
@@ -201,6 +206,8 @@ class Transformer:
             whole_traffic=10.0 * s * h,
             split_traffic=s * ((3 if self.gated else 2) * f + (0 if self.learned_positions else 2 * (h + kv))) / t + 6.0 * scores,
             input=s * h,
+            transient=s * (2.0 * h + (2 if self.gated else 1) * f / t),
+            largest=h * max(f, h) / t,
             reduced=2.0 * s * h if t > 1 else 0.0,
         )
 
@@ -218,7 +225,8 @@ class Transformer:
             saved_bytes=(8.0 if self.eager else 4.0) * logits,
             whole_traffic=2.0 * s * h,
             split_traffic=6.0 * logits,
-            transient_bytes=(8.0 if self.eager else 4.0) * logits,
+            loss_bytes=(8.0 if self.eager else 4.0) * logits,
+            largest=h * outputs / split,
             lasting_bytes=4.0 * logits if self.eager else 0.0,
             reduced=s * h if t > 1 else 0.0,
         )
@@ -261,6 +269,8 @@ class Perceptron:
                 whole_saved=float(i + (2 * o if self.norms else o)),
                 whole_traffic=float((8 if self.norms else 4) * o),
                 input=float(i),
+                transient=float(2 * o + i),
+                largest=float(i * o),
             )
             for i, o in pairwise(sizes)
         ]
