@@ -35,5 +35,5 @@ def test_peak_memory_is_planned_within_a_tenth(name: str, benchmark: ModuleType,
     told = benchmark.arguments(benchmark.HEAVY if "stage" in name else benchmark.ACTIVE, layout)
     held = ranks.run(f"{FOLDER}/peak.py:measure", ranks=benchmark.num_ranks(layout), timeout_s=120.0, arguments=told)
     peak = max(one["peak"] for one in held)
-    assert peak == pytest.approx(max(one["profiled"] for one in held), rel=0.03), "two ways of measuring"
+    assert peak == pytest.approx(max(one["profiled"] for one in held), rel=0.06), "two ways of measuring"
     assert benchmark.planned(told).total == pytest.approx(peak, rel=0.1)
