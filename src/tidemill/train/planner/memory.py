@@ -115,7 +115,7 @@ def _of_stage(stage: Stage, layout: Layout, precision: Precision) -> Memory:
         base,
         gradients=max(gradients, base.gradients if resident else 0.0),
         activations=activations + (under_way - 1) * one,
-        buffers=transient + _buffers(stage, layout, precision) + _between_stages(stage, layout, precision),
+        buffers=transient + _buffers(stage, layout, precision) + _between_stages(stage, layout, precision, under_way),
     )
 
 
@@ -140,14 +140,14 @@ def _under_way(layout: Layout, place: int) -> float:
     return float(min(p * (1 + (p - 1) / (p * v)), m)) if place == 0 else float(min(p, m))
 
 
-def _between_stages(stage: Stage, layout: Layout, precision: Precision) -> float:
-    """What a pipeline's stage keeps for each micro-batch of a step: room for what it receives, and on the last stage the scores."""
+def _between_stages(stage: Stage, layout: Layout, precision: Precision, under_way: float) -> float:
+    """What a pipeline's stage keeps of every micro-batch of a step: room for what it receives, and the last one the scores of those that are done."""
     if layout.pipeline == 1:
         return 0.0
     hop = next(block.input for block, _ in stage if block.name == "layer") * precision.compute
     neighbours = (stage.index > 0) + (stage.index + stage.alike < layout.pipeline)
     scores = sum(count * block.lasting_bytes for block, count in stage)
-    return layout.micro_batches * layout.micro_batch * (neighbours * hop + scores)
+    return layout.micro_batch * (layout.micro_batches * neighbours * hop + (layout.micro_batches - under_way) * scores)
 
 
 def _buffers(stage: Stage, layout: Layout, precision: Precision) -> float:
