@@ -221,11 +221,15 @@ class Graph:
         self.inputs = self.runtime.inputs if self._before is None else self._before.inputs
         self.outputs = self.runtime.outputs
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Arrays:
-        """The named outputs (all of them by default) for inputs as `RowSignature` makes them."""
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None, *, alone: bool = True) -> Arrays:
+        """The named outputs (all of them by default) for inputs as `RowSignature` makes them.
+
+        Args:
+            alone: Whether no other run is likely to go on meanwhile.
+        """
         if self._before is not None:
-            inputs = self._before.run(inputs)
-        return self.runtime.run(inputs, outputs)
+            inputs = self._before.run(inputs, alone=alone)
+        return self.runtime.run(inputs, outputs, alone=alone)
 
     def close(self) -> None:
         """Give the memory back; nothing may run then or later."""
@@ -320,8 +324,13 @@ class BulkGraph:
         return {tensor: np.concatenate([piece[tensor] for piece in pieces]) for tensor in self._strings[name]}
 
 
-def session(model: Path | bytes, *, threads: int = 1, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> ort.InferenceSession:
-    """An ONNX Runtime session that does not spin while it waits; on the processor, unless other providers are named.
+def session(
+    model: Path | bytes, *, threads: int = 1, providers: Sequence[Any] = ("CPUExecutionProvider",), spin_us: int = 0
+) -> ort.InferenceSession:
+    """An ONNX Runtime session; on the processor, unless other providers are named.
+
+    Args:
+        spin_us: How long its threads look out for work between the nodes of a run before they sleep, in microseconds; never after a run.
 
     Raises:
         DataError: If ONNX Runtime cannot load the graph.
@@ -330,7 +339,10 @@ def session(model: Path | bytes, *, threads: int = 1, providers: Sequence[Any] =
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
+    if spin_us:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return ort.InferenceSession(os.fspath(model) if isinstance(model, Path) else model, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime raises a family without a public root

@@ -7,6 +7,7 @@ at once which graphs they cannot run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -28,9 +29,12 @@ Precision = Literal["fp32", "bf16"]
 class Runtime(Protocol):
     """A graph that is loaded and answers.
 
-    Made as `made(model, threads=..., parallel=..., precision=...)`: a file or its bytes, the threads of one run, the runs that may go on
-    at once without waiting for each other, and the precision. It raises `Unsupported` for a graph, or a precision, that it cannot
+    Made as `made(model, threads=..., parallel=..., precision=...)`: a file or its bytes, the threads that one run may use, the runs that
+    may go on at once without waiting for each other, and the precision. It raises `Unsupported` for a graph, or a precision, that it cannot
     run here, before the first run.
+
+    A run that is not `alone` shares the processor with others, which are quicker on a thread each than together on several; it
+    may use fewer.
 
     `run` is safe from several threads, waits for the answer and lets other Python threads run meanwhile. Threads of a
     runtime sleep while there is nothing to do. Arrays that go in are not kept, those that come out are the caller's.
@@ -46,10 +50,12 @@ class Runtime(Protocol):
     precision: Precision
     takes_columns: bool
     """Whether raw columns go in as they are: texts, doubles, whole numbers of 64 bits; of the class, as it is asked before one is made."""
+    compiles_shapes: bool
+    """Whether the first run of each shape takes longer and leaves something in memory, so that few shapes are better than many."""
     inputs: list[str]
     outputs: list[str]
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Arrays:
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None, *, alone: bool = True) -> Arrays:
         """The named outputs, all by default; `inputs` are those that the graph has."""
 
     def close(self) -> None:
@@ -60,7 +66,7 @@ def open_runtime(name: str, model: Path | bytes, *, threads: int = 1, parallel: 
     """`model` loaded in the runtime called `name`.
 
     Args:
-        threads: Threads of one run.
+        threads: Threads that one run may use.
         parallel: Runs that may go on at once without waiting for each other.
 
     Raises:
@@ -71,6 +77,11 @@ def open_runtime(name: str, model: Path | bytes, *, threads: int = 1, parallel: 
     """
     made: Runtime = load("runtime", name)(model, threads=threads, parallel=parallel, precision=precision)
     return made
+
+
+def threads_each(threads: int, parallel: int) -> int:
+    """Threads of one of `parallel` runs at once: an even share of the processor, at most `threads`."""
+    return max(1, min(threads, (os.cpu_count() or 1) // parallel))
 
 
 def fp32_alone(name: str, precision: str) -> None:

@@ -17,7 +17,7 @@ from tidemill.core.schema import NULL_STRING
 class Tokenize:
     """From a column of texts to token ids, attention mask and token types, int64 [N, L].
 
-    L is the longest text of the batch, at most `max_length` tokens. Null counts as the empty text. Safe from several threads.
+    L is the longest text of the batch, or the next multiple of what `pad_to` says, at most `max_length` tokens. Null counts as the empty text. Safe from several threads.
 
     Args:
         folder: The package, which holds `file`.
@@ -43,6 +43,11 @@ class Tokenize:
         self._max_length = max_length
         self._inputs = tuple(inputs)
         self._pad_id = pad_id
+        self._step = 1
+
+    def pad_to(self, step: int) -> None:
+        """Bring lengths to multiples of `step` tokens, up to the most, from now on."""
+        self._step = step
 
     def sizes(self, inputs: Arrays) -> np.ndarray:
         """How long each row's text is, int64 [N], to batch like with like."""
@@ -74,7 +79,8 @@ class Tokenize:
     def stack(self, rows: Sequence[Any]) -> Arrays:
         """The graph's inputs for rows together."""
         # A graph needs at least one token to look at, even where the tokenizer adds none of its own.
-        shape = (len(rows), max(1, *map(len, rows)) if rows else 1)
+        longest = max(1, *map(len, rows)) if rows else 1
+        shape = len(rows), max(longest, min(self._max_length, -(-longest // self._step) * self._step))
         made: Arrays = {name: np.full(shape, self._pad_id if name == "input_ids" else 0, np.int64) for name in self._inputs}
         for place, row in enumerate(rows):
             for name, values in (("input_ids", row.ids), ("attention_mask", row.attention_mask), ("token_type_ids", row.type_ids)):

@@ -84,9 +84,9 @@ class Model:
     def answer(self, inputs: Arrays) -> Answers:
         return self.predictor.run(inputs)
 
-    def answer_values(self, values: Sequence[Any]) -> Answers:
+    def answer_values(self, values: Sequence[Any], *, alone: bool = True) -> Answers:
         """Answers for rows that `reader` read or `predictor` prepared, whichever calls they came in."""
-        return self.predictor.run_prepared(values) if self.reader is None else self.answer(self.reader.inputs(values))
+        return self.predictor.run_prepared(values, alone=alone) if self.reader is None else self.answer(self.reader.inputs(values))
 
     @property
     def promised_ms(self) -> float | None:

@@ -37,6 +37,7 @@ def check_runtime(name: str, folder: Path, *, precision: Precision = "fp32") -> 
     limit = TOLERANCE[precision]
     _describes_itself(runtime, precision)
     _answers_for_any_shape(runtime, limit)
+    _answers_the_same_in_company(runtime, limit)
     _keeps_no_array(runtime)
     _answers_from_several_threads(runtime, limit)
     _sleeps_while_idle(runtime)
@@ -127,6 +128,7 @@ def _describes_itself(runtime: Runtime, precision: str) -> None:
     assert runtime.name
     assert runtime.version
     assert runtime.device in ("cpu", "cuda")
+    assert runtime.compiles_shapes in (True, False)
 
 
 def _answers_for_any_shape(runtime: Runtime, limit: float) -> None:
@@ -137,6 +139,13 @@ def _answers_for_any_shape(runtime: Runtime, limit: float) -> None:
         assert np.abs(found["prediction"] - expected(tokens(rows, length))).max() <= limit, f"{rows} rows of {length} tokens"
     turned = {name: np.asfortranarray(array) for name, array in tokens(4, 6).items()}
     assert np.abs(_run(runtime, turned) - expected(tokens(4, 6))).max() <= limit, "arrays may lie in any order"
+
+
+def _answers_the_same_in_company(runtime: Runtime, limit: float) -> None:
+    """Whatever it does otherwise for a run that is not alone: on other threads, by other kernels."""
+    inputs = tokens(3, 7)
+    (company,) = runtime.run(inputs, ["prediction"], alone=False).values()
+    assert np.abs(company - _run(runtime, inputs)).max() <= limit
 
 
 def _keeps_no_array(runtime: Runtime) -> None:
@@ -155,7 +164,8 @@ def _keeps_no_array(runtime: Runtime) -> None:
 def _answers_from_several_threads(runtime: Runtime, limit: float) -> None:
     def ask(seed: int) -> float:
         inputs = tokens(1 + seed % 4, 1 + seed % 9, seed=seed)
-        return float(np.abs(_run(runtime, inputs) - expected(inputs)).max())
+        (found,) = runtime.run(inputs, ["prediction"], alone=seed % 2 == 0).values()
+        return float(np.abs(found - expected(inputs)).max())
 
     with ThreadPoolExecutor(6) as pool:
         assert max(pool.map(ask, range(200))) <= limit, "answers are not mixed"
@@ -164,7 +174,8 @@ def _answers_from_several_threads(runtime: Runtime, limit: float) -> None:
 def _sleeps_while_idle(runtime: Runtime) -> None:
     import time
 
-    _run(runtime, tokens(16, 33))
+    for alone in (True, False):
+        runtime.run(tokens(16, 33), alone=alone)
     before, start = time.process_time(), time.perf_counter()
     threading.Event().wait(0.3)
     busy = (time.process_time() - before) / (time.perf_counter() - start)
@@ -173,7 +184,8 @@ def _sleeps_while_idle(runtime: Runtime) -> None:
 
 def _closes(runtime: Runtime) -> None:
     runtime.close()
-    _refuses((RuntimeError,), lambda: runtime.run(tokens(1, 1)))
+    for alone in (True, False):
+        _refuses((RuntimeError,), lambda alone=alone: runtime.run(tokens(1, 1), alone=alone))
 
 
 def _refuses(kinds: tuple[type[Exception], ...], call: Callable[[], object]) -> None:

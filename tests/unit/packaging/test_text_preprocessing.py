@@ -46,6 +46,15 @@ def test_a_long_text_is_cut_off_with_its_end_token(folder: Path) -> None:
     assert made["input_ids"].tolist() == [[2, 4, 4, 3]]
 
 
+def test_lengths_are_brought_to_multiples_up_to_the_most(folder: Path) -> None:
+    tokenize = Tokenize(folder, column="text", max_length=7, inputs=INPUTS)
+    tokenize.pad_to(4)
+    made = tokenize(texts("good", "bad good bad"))
+    assert made["input_ids"].tolist() == [[2, 4, 3, 0, 0, 0, 0], [2, 5, 4, 5, 3, 0, 0]]
+    assert made["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0]]
+    assert [tokenize(texts("good " * count))["input_ids"].shape[1] for count in (0, 2, 3, 9)] == [4, 4, 7, 7]
+
+
 def test_null_is_the_empty_text(folder: Path) -> None:
     tokenize = Tokenize(folder, column="text", max_length=8, inputs=INPUTS)
     assert tokenize(texts(NULL_STRING))["input_ids"].tolist() == tokenize(texts(""))["input_ids"].tolist() == [[2, 3]]

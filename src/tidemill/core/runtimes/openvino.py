@@ -14,7 +14,7 @@ import numpy as np
 from tidemill.core.errors import Unsupported
 from tidemill.core.graph import Arrays
 from tidemill.core.load import need
-from tidemill.core.runtime import Precision
+from tidemill.core.runtime import Precision, threads_each
 
 # OpenVINO's processor plugin computes in 32 bits: whole numbers and doubles of 64 are narrowed without a word. Token ids and
 # features survive that, times in microseconds and doubles do not.
@@ -23,14 +23,17 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVino:
-    """On the processor. `parallel` runs go on at once, each on `threads` threads, over one copy of the weights.
+    """On the processor.
 
-    Shapes may differ from run to run. What is compiled for a shape is kept for the next runs of it; see `CACHED_KERNELS`.
+    Where the processor has not as many threads for each of the runs at once as one alone may use, the graph is compiled twice, for
+    either. Shapes may differ from run to run. What is compiled for a shape is kept for the next runs of
+    it; see `CACHED_KERNELS`.
     """
 
     name = "openvino"
     device = "cpu"
     takes_columns = False
+    compiles_shapes = True
 
     def __init__(self, model: Path | bytes, *, threads: int = 1, parallel: int = 1, precision: Precision = "fp32") -> None:
         openvino = _library()
@@ -43,37 +46,52 @@ class OpenVino:
         try:
             read = core.read_model(model if isinstance(model, Path) else bytes(model))
             _check_types(read)
-            compiled = core.compile_model(
-                read,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": _HINTS[precision],
-                    "INFERENCE_NUM_THREADS": threads * parallel,
-                    "NUM_STREAMS": parallel,
-                    # Pinned threads of several processes would sit on the same cores.
-                    "ENABLE_CPU_PINNING": False,
-                    "CPU_RUNTIME_CACHE_CAPACITY": str(CACHED_KERNELS),
-                },
-            )
+            each = threads_each(threads, parallel)
+            shared = _Requests(core.compile_model(read, "CPU", _settings(precision, threads=each * parallel, streams=parallel)))
+            alone = shared
+            if each < threads:
+                alone = _Requests(core.compile_model(read, "CPU", _settings(precision, threads=threads, streams=1)))
         except RuntimeError as error:
             raise Unsupported(
                 f"runtime openvino {self.version} cannot run this graph: {_first_lines(error)}", hint="onnxruntime runs every graph"
             ) from error
         self.precision: Precision = precision
-        self.inputs = [port.get_any_name() for port in compiled.inputs]
-        self.outputs = [port.get_any_name() for port in compiled.outputs]
+        self.inputs = [port.get_any_name() for port in read.inputs]
+        self.outputs = [port.get_any_name() for port in read.outputs]
         self._places = {name: place for place, name in enumerate(self.outputs)}
-        self._compiled: Any = compiled
-        self._free: list[Any] = []
-        self._lock = threading.Lock()
+        self._alone, self._shared = alone, shared
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Arrays:
-        request = self._taken()
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None, *, alone: bool = True) -> Arrays:
+        requests = self._alone if alone else self._shared
+        request = requests.take()
         try:
             made = request.infer({name: inputs[name] for name in self.inputs}, share_inputs=True, share_outputs=False)
             return {name: made[self._places[name]] for name in outputs or self.outputs}
         finally:
-            with self._lock:
+            requests.give(request)
+
+    def close(self) -> None:
+        self._alone.close()
+        self._shared.close()
+
+
+class _Requests:
+    """Those of one compiled graph that nobody uses: one serves one run at a time."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._free: list[Any] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> Any:
+        with self._lock:
+            if self._compiled is None:
+                raise RuntimeError("a runtime that was closed must not run")
+            return self._free.pop() if self._free else self._compiled.create_infer_request()
+
+    def give(self, request: Any) -> None:
+        with self._lock:
+            if self._compiled is not None:
                 self._free.append(request)
 
     def close(self) -> None:
@@ -81,19 +99,22 @@ class OpenVino:
             self._free.clear()
             self._compiled = None
 
-    def _taken(self) -> Any:
-        """A request that nobody uses: one serves one run at a time."""
-        with self._lock:
-            if self._free:
-                return self._free.pop()
-            if self._compiled is None:
-                raise RuntimeError("a runtime that was closed must not run")
-            return self._compiled.create_infer_request()
+
+def _settings(precision: Precision, *, threads: int, streams: int) -> dict[str, Any]:
+    """How OpenVINO compiles for so many runs at once, on so many threads in all."""
+    return {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": streams,
+        # Pinned threads of several processes would sit on the same cores.
+        "ENABLE_CPU_PINNING": False,
+        "CPU_RUNTIME_CACHE_CAPACITY": str(CACHED_KERNELS),
+    }
 
 
 # What OpenVINO keeps of what it compiled for shapes that it met, in kernels: an encoder of six layers takes some half
-# megabyte a shape, and texts bring hundreds of shapes.
-CACHED_KERNELS = 1000
+# megabyte a shape, and texts bring a hundred shapes.
+CACHED_KERNELS = 300
 
 
 def has_bf16() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from math import inf
 from time import perf_counter
 
 from tidemill.core.package import Answers
@@ -11,6 +12,7 @@ from tidemill.serve.batching import rows
 from tidemill.serve.batching.config import BatchConfig
 from tidemill.serve.batching.counts import ModelCounts
 from tidemill.serve.batching.job import Job
+from tidemill.serve.batching.parts import Bounds
 from tidemill.serve.batching.queue import Queue
 from tidemill.serve.batching.rows import Rows
 from tidemill.serve.batching.turn import HOLD_MS, Turn
@@ -18,6 +20,10 @@ from tidemill.serve.cache import Cache, Looked
 from tidemill.serve.metrics import Metrics
 from tidemill.serve.model import Model
 from tidemill.serve.routes import Work
+
+# Tokens of texts that go through at once on a processor: a sentence encoder is as quick for each from some hundred on, and slower beyond this, where
+# what lies between its layers leaves the core's cache.
+TOKENS_AT_ONCE = 512
 
 
 class Batches:
@@ -38,7 +44,10 @@ class Batches:
         self.counted = ModelCounts(metrics, model)
         self._turn = Turn(model, max_rows=config.max_rows, arrays=arrays, told=self.counted.run)
         unit_s = model.row_ms / 1e3 / max(1, *rows.sizes(model, rows.prepared(model, model.signature.from_records([model.example]))))
-        self.queue = Queue(self, config, slots=slots, unit_s=unit_s, name=f"{model.name}-{model.version}", told=self.counted.run)
+        usual = TOKENS_AT_ONCE if model.has_tokens and model.predictor.runtime.device == "cpu" else inf
+        most = Bounds(rows=config.max_rows, cost=config.max_tokens or usual, step=model.predictor.length_step)
+        name = f"{model.name}-{model.version}"
+        self.queue = Queue(self, config, slots=slots, unit_s=unit_s, name=name, told=self.counted.run, most=most)
         self.deadline_ms = config.deadline_ms if config.deadline_ms is not None else model.promised_ms
 
     def is_quick(self, count: int) -> bool:
@@ -73,8 +82,8 @@ class Batches:
     def sizes(self, given: Rows) -> list[int]:
         return rows.sizes(self.model, given)
 
-    def answer(self, parts: list[Rows]) -> Answers:
-        return rows.answer(self.model, parts)
+    def answer(self, parts: list[Rows], *, alone: bool) -> Answers:
+        return rows.answer(self.model, parts, alone=alone)
 
     def close(self) -> None:
         """Return when what was taken is answered."""

@@ -12,7 +12,7 @@ class BatchConfig:
     max_rows: int = field(default=4096, metadata={"min": 1, "max": 1_000_000})
     """Most rows that go through the model at once; 1 runs every row alone."""
     max_tokens: int | None = field(default=None, metadata={"min": 1})
-    """Most tokens of texts that go through at once, padding included; any number when absent."""
+    """Most tokens of texts that go through at once, padding included; 512 on a processor and any number on other devices when absent."""
     max_run_ms: float = field(default=100.0, metadata={"min": 0.1, "max": 600_000.0})
     """Rows are put together as long as they take at most this long by what was measured, in milliseconds."""
     max_delay_ms: float = field(default=0.0, metadata={"min": 0.0, "max": 60_000.0})

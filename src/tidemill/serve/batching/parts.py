@@ -10,6 +10,10 @@ from tidemill.core.package import Answers
 from tidemill.serve.batching.job import Job
 from tidemill.serve.batching.rows import Rows, taken
 
+# What a run costs beside its tokens, in tokens: a sentence encoder of six layers and 384 numbers on one core took as long as for 12 of them in bf16
+# and for 17 in fp32. As much padding is worth a run that is spared.
+RUN_COST = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
@@ -17,7 +21,21 @@ class Bounds:
 
     rows: int
     cost: float = inf
-    """Rows times the size of the longest."""
+    """Rows times the length that they are brought to."""
+    step: int = 1
+    """Rows are brought to the next multiple of this that the longest fits in."""
+
+    def length(self, size: int) -> int:
+        """What rows are brought to whose longest has this size."""
+        return -(-size // self.step) * self.step
+
+    def hold(self, rows: int, size: int) -> bool:
+        """Whether so many rows may go through together whose longest has this size."""
+        return rows <= self.rows and rows * self.length(size) <= self.cost
+
+    def gain(self, rows: int, tokens: int, size: int) -> float:
+        """How many times as much the rows would cost one by one."""
+        return (rows * RUN_COST + tokens) / (RUN_COST + rows * self.length(size))
 
 
 @dataclass(slots=True, eq=False)
@@ -76,11 +94,15 @@ class Split:
 
 
 def _cuts(size_N: Sequence[int], bounds: Bounds) -> Iterator[list[int]]:
-    """Rows by size in runs that keep the bounds, or of one row that does not."""
+    """Rows by size in runs that keep the bounds, or of one row that does not, as long as a row more is answered at less cost."""
     run: list[int] = []
+    tokens, gain = 0, 0.0
     for i in sorted(range(len(size_N)), key=size_N.__getitem__):
-        if run and (len(run) >= bounds.rows or size_N[i] * (len(run) + 1) > bounds.cost):
+        size = size_N[i]
+        if run and (not bounds.hold(len(run) + 1, size) or bounds.gain(len(run) + 1, tokens + size, size) < gain):
             yield run
-            run = []
+            run, tokens = [], 0
         run.append(i)
+        tokens += size
+        gain = bounds.gain(len(run), tokens, size)
     yield run

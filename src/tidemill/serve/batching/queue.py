@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 from time import perf_counter
 from typing import Protocol
 
@@ -26,7 +27,8 @@ class Runs(Protocol):
     """What a queue runs. Safe from several threads."""
 
     def sizes(self, rows: Rows) -> list[int]: ...
-    def answer(self, parts: list[Rows]) -> Answers: ...
+    def answer(self, parts: list[Rows], *, alone: bool) -> Answers:
+        """Answers to all rows; `alone` where nothing else runs or waits."""
 
 
 class Queue:
@@ -36,11 +38,13 @@ class Queue:
         slots: How many runs go on at once, each on a thread of its own.
         unit_s: The first guess of what a unit of cost takes, in seconds.
         told: Called after each run.
+        most: What may go through the model at once at most.
     """
 
-    def __init__(self, runs: Runs, config: BatchConfig, *, slots: int, unit_s: float, name: str, told: Told) -> None:
+    def __init__(self, runs: Runs, config: BatchConfig, *, slots: int, unit_s: float, name: str, told: Told, most: Bounds) -> None:
         self._runs = runs
         self._config = config
+        self._most = most
         self._slots = slots
         self._told = told
         self._speed = Speed(unit_s)
@@ -107,8 +111,7 @@ class Queue:
                 raise _overload(f"the answer may take {predicted_s:.2g} s, the request has {job.due - now:.2g} s", wait_s)
 
     def _bounds(self) -> Bounds:
-        cost = self._config.max_run_ms / 1e3 / self._speed.unit_s
-        return Bounds(rows=self._config.max_rows, cost=min(cost, self._config.max_tokens or math.inf))
+        return replace(self._most, cost=min(self._most.cost, self._config.max_run_ms / 1e3 / self._speed.unit_s))
 
     def _add_next(self, split: Split, now: float) -> None:
         """Let the next part of a job wait, where there is one."""
@@ -123,10 +126,11 @@ class Queue:
             with self._lock:
                 group = self._take()
                 cost = sum(part.cost for part in group)
+                alone = not self._running and not len(self._waiting)
                 self._running += cost
             if not group:
                 return
-            self._answer(self._wanted(group))
+            self._answer(self._wanted(group), alone=alone)
             with self._lock:
                 self._running -= cost
                 now = perf_counter()
@@ -154,7 +158,7 @@ class Queue:
         now, wanted = perf_counter(), []
         # Where others wait, what would be too late when it is done is not begun; one alone shows how long it takes now.
         size = max(part.size for part in group) if self._jobs > len(group) else 0
-        run_s = size * sum(part.count for part in group) * self._speed.unit_s
+        run_s = self._most.length(size) * sum(part.count for part in group) * self._speed.unit_s
         for part in group:
             refusal = part.split.job.refusal(now + run_s)
             if refusal is not None:
@@ -163,25 +167,25 @@ class Queue:
                 wanted.append(part)
         return wanted
 
-    def _answer(self, group: list[Part]) -> None:
+    def _answer(self, group: list[Part], *, alone: bool) -> None:
         if not group:
             return
         begun = perf_counter()
         for part in group:
             part.split.job.begun = part.split.job.begun or begun
         try:
-            answers = self._runs.answer([part.rows for part in group])
+            answers = self._runs.answer([part.rows for part in group], alone=alone)
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to one of them
             for part in group:
                 if len(group) == 1:
                     self._fail(part, error)
                 else:
-                    self._answer([part])
+                    self._answer([part], alone=alone)
             return
         ended = perf_counter()
         rows, cost = sum(part.count for part in group), sum(part.cost for part in group)
         self._speed.add(cost, ended - begun)
-        self._told(rows, cost=cost, padding=max(part.size for part in group) * rows - cost)
+        self._told(rows, cost=cost, padding=self._most.length(max(part.size for part in group)) * rows - cost)
         start = 0
         for part in group:
             self._give(part, answers if len(group) == 1 else answers.take(slice(start, start + part.count)), ended)

@@ -34,11 +34,15 @@ def taken(rows: Rows, index: Sequence[int]) -> Rows:
     return {name: array[index] for name, array in rows.items()}
 
 
-def answer(model: Model, parts: Sequence[Rows]) -> Answers:
-    """Answers for all rows of the parts, in their order, by one run of the model."""
+def answer(model: Model, parts: Sequence[Rows], *, alone: bool = True) -> Answers:
+    """Answers for all rows of the parts, in their order, by one run of the model.
+
+    Args:
+        alone: Whether no other run of the model is likely to go on meanwhile.
+    """
     lists = [part for part in parts if isinstance(part, list)]
     if len(lists) == len(parts):
-        return model.answer_values([row for part in lists for row in part])
+        return model.answer_values([row for part in lists for row in part], alone=alone)
     arrays = [_inputs(model, part) for part in parts]
     return model.answer(arrays[0] if len(arrays) == 1 else {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]})
 

@@ -1,20 +1,17 @@
-"""Parts that wait, and which of them go together: the one whose turn it is, and those nearest to it in size."""
+"""Parts that wait, and which of them go together: the one whose turn it is, and neighbours in size as long as they make it cheaper."""
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterator
 from itertools import count
+from operator import itemgetter
 
 from tidemill.serve.batching.job import LEVELS, USUAL
 from tidemill.serve.batching.parts import Bounds, Part
 
 # A level of urgency counts as having come that much earlier, so that nobody waits for ever behind urgent ones.
 LEVEL_S = 1.0
-
-# Rows go together whose sizes differ by this share of the larger at most, or by this much.
-NEAR_SHARE, NEAR_SIZE = 0.2, 6
 
 
 class Waiting:
@@ -53,35 +50,29 @@ class Waiting:
         self._costs[part.split.job.priority] -= part.cost
 
     def group(self, first: Part, bounds: Bounds) -> list[Part]:
-        """`first` and the parts that go with it, nearest in size first, as many as fit; all of them taken."""
-        near = list(self._near(first))
-        group, rows, size = [first], first.count, first.size
-        for part in near:
-            larger = max(size, part.size)
-            if rows + part.count > bounds.rows or larger * (rows + part.count) > bounds.cost:
-                continue
-            group.append(part)
-            rows, size = rows + part.count, larger
-            if rows == bounds.rows:
+        """`first` and the neighbours in size with which it is answered at the least cost, within the bounds; all of them taken.
+
+        The group grows where that costs less, as far as the bounds let it; what it was at its best is taken.
+        """
+        low = bisect_left(self._by_size, (first.size, first.number))
+        high = low + 1
+        rows, tokens, size = first.count, first.cost, first.size
+        best, gain = (low, high), bounds.gain(rows, tokens, size)
+        while True:
+            sides = [(at, self._by_size[at][2]) for at in (low - 1, high) if 0 <= at < len(self._by_size)]
+            gains = [
+                (bounds.gain(rows + part.count, tokens + part.cost, max(size, part.size)), at, part)
+                for at, part in sides
+                if bounds.hold(rows + part.count, max(size, part.size))
+            ]
+            if not gains:
                 break
+            grown, at, part = max(gains, key=itemgetter(0))
+            low, high = min(low, at), max(high, at + 1)
+            rows, tokens, size = rows + part.count, tokens + part.cost, max(size, part.size)
+            if grown >= gain:
+                best, gain = (low, high), grown
+        group = [part for _, _, part in self._by_size[slice(*best)]]
         for part in group:
             self.take(part)
         return group
-
-    def _near(self, first: Part) -> Iterator[Part]:
-        """Other parts of like size, from the nearest outwards."""
-        lowest = min(first.size * (1 - NEAR_SHARE), first.size - NEAR_SIZE)
-        highest = max(first.size / (1 - NEAR_SHARE), first.size + NEAR_SIZE)
-        here = bisect_left(self._by_size, (first.size, first.number))
-        below, above = here - 1, here + 1
-        while True:
-            low = self._by_size[below] if below >= 0 and self._by_size[below][0] >= lowest else None
-            high = self._by_size[above] if above < len(self._by_size) and self._by_size[above][0] <= highest else None
-            if low is not None and (high is None or first.size - low[0] < high[0] - first.size):
-                below -= 1
-                yield low[2]
-            elif high is not None:
-                above += 1
-                yield high[2]
-            else:
-                return

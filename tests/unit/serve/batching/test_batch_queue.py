@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from tidemill.core.errors import Unavailable
 from tidemill.core.package import Answers
 from tidemill.serve.batching.config import BatchConfig
 from tidemill.serve.batching.job import Job
+from tidemill.serve.batching.parts import Bounds
 from tidemill.serve.batching.queue import Queue
 from tidemill.serve.batching.rows import Rows
 from tidemill.serve.http import Refused
@@ -29,6 +31,7 @@ class Doubling:
 
     def __init__(self) -> None:
         self.runs: list[list[tuple[int, float]]] = []
+        self.alone: list[bool] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
@@ -36,9 +39,10 @@ class Doubling:
     def sizes(self, rows: Rows) -> list[int]:
         return [row[0] for row in rows]
 
-    def answer(self, parts: list[Rows]) -> Answers:
+    def answer(self, parts: list[Rows], *, alone: bool) -> Answers:
         rows: list[Any] = [row for part in parts for row in part]
         self.runs.append(rows)
+        self.alone.append(alone)
         self.entered.release()
         self.gate.wait(FAR_S)
         if any(row[1] < 0 for row in rows):
@@ -50,13 +54,15 @@ Told = list[tuple[int, int, int]]
 
 
 @contextmanager
-def queue(*, slots: int = 1, unit_s: float = 1e-6, **config: Any) -> Iterator[tuple[Queue, Doubling, Told]]:
+def queue(*, slots: int = 1, unit_s: float = 1e-6, step: int = 1, **config: Any) -> Iterator[tuple[Queue, Doubling, Told]]:
     model, told = Doubling(), []
 
     def count(rows: int, *, cost: int, padding: int) -> None:
         told.append((rows, cost, padding))
 
-    made = Queue(model, BatchConfig(**{"max_run_ms": 600_000, **config}), slots=slots, unit_s=unit_s, name="test", told=count)
+    settings = BatchConfig(**{"max_run_ms": 600_000, **config})
+    most = Bounds(rows=settings.max_rows, cost=settings.max_tokens or math.inf, step=step)
+    made = Queue(model, settings, slots=slots, unit_s=unit_s, name="test", told=count, most=most)
     try:
         yield made, model, told
     finally:
@@ -110,12 +116,13 @@ ROWS = st.lists(st.tuples(st.integers(1, 200), st.floats(0, 1e6)), min_size=1, m
     slots=st.integers(1, 3),
     max_rows=st.integers(1, 12),
     max_tokens=st.one_of(st.none(), st.integers(1, 600)),
+    step=st.sampled_from([1, 8]),
     delay=st.sampled_from([0.0, 2.0]),
 )
 def test_every_caller_gets_their_own_answers_and_no_run_is_too_large(
-    jobs: list[tuple[list[tuple[int, float]], int]], slots: int, max_rows: int, max_tokens: int | None, delay: float
+    jobs: list[tuple[list[tuple[int, float]], int]], slots: int, max_rows: int, max_tokens: int | None, step: int, delay: float
 ) -> None:
-    with queue(slots=slots, max_rows=max_rows, max_tokens=max_tokens, max_delay_ms=delay) as (made, model, told):
+    with queue(slots=slots, step=step, max_rows=max_rows, max_tokens=max_tokens, max_delay_ms=delay) as (made, model, told):
         waits: list[Any] = [None] * len(jobs)
 
         def put(place: int) -> None:
@@ -134,12 +141,17 @@ def test_every_caller_gets_their_own_answers_and_no_run_is_too_large(
             assert job.begun <= job.ended
     assert sum(map(len, model.runs)) == sum(len(rows) for rows, _ in jobs)
     for run in model.runs:
-        longest = max(size for size, _ in run)
         assert len(run) <= max_rows
-        assert len(run) == 1 or max_tokens is None or longest * len(run) <= max_tokens
+        assert len(run) == 1 or max_tokens is None or len(run) * length(run, step) <= max_tokens
+    tokens = [sum(size for size, _ in run) for run in model.runs]
     assert sorted(told) == sorted(
-        (len(run), sum(s for s, _ in run), max(s for s, _ in run) * len(run) - sum(s for s, _ in run)) for run in model.runs
+        (len(run), each, len(run) * length(run, step) - each) for run, each in zip(model.runs, tokens, strict=True)
     )
+
+
+def length(run: list[tuple[int, float]], step: int) -> int:
+    longest = max(size for size, _ in run)
+    return next(multiple for multiple in range(0, longest + step, step) if multiple >= longest)
 
 
 def test_what_is_queued_goes_together_by_size_and_the_oldest_goes_first() -> None:
@@ -149,6 +161,49 @@ def test_what_is_queued_goes_together_by_size_and_the_oldest_goes_first() -> Non
         for i, wait in enumerate(waits):
             assert values(wait()) == [2.0 * i]
     assert [sorted(size for size, _ in run) for run in model.runs] == [[1], [98, 100, 104], [9, 10, 11]]
+
+
+def test_texts_go_together_only_where_padding_costs_less_than_a_run() -> None:
+    with queue() as (made, model, told):
+        with busy(made, model) as caller:
+            waits = [caller.ask((size, 1.0)) for size in (40, 41, 42, 60, 120, 43, 200)]
+        for wait in waits:
+            wait()
+    assert [sorted(size for size, _ in run) for run in model.runs] == [[1], [40, 41, 42, 43], [60], [120], [200]]
+    assert sum(padding for *_, padding in told) == 3 + 2 + 1
+
+
+def test_texts_of_one_multiple_go_together_as_if_they_were_as_long() -> None:
+    with queue(step=32) as (made, model, told):
+        with busy(made, model) as caller:
+            waits = [caller.ask((size, 1.0)) for size in (33, 64, 50, 65, 32, 31)]
+        for wait in waits:
+            wait()
+    assert [sorted(size for size, _ in run) for run in model.runs] == [[1], [33, 50, 64], [65], [31, 32]]
+    assert sorted(told)[-1] == (3, 147, 3 * 64 - 147)
+
+
+def test_a_large_request_is_cut_where_lengths_leap() -> None:
+    with queue() as (made, model, _):
+        sizes = [10, 200, 11, 201, 12, 202]
+        assert values(Caller(made).ask(*[(size, float(i)) for i, size in enumerate(sizes)])()) == [2.0 * i for i in range(6)]
+    assert [[size for size, _ in run] for run in model.runs] == [[10, 11, 12], [200, 201, 202]]
+
+
+def test_a_run_is_told_whether_it_is_alone() -> None:
+    with queue(slots=2, max_rows=1) as (made, model, _):
+        caller = Caller(made)
+        caller.ask((1, 1.0))()
+        model.gate.clear()
+        waits = [caller.ask((1, 1.0))]
+        assert model.entered.acquire(timeout=FAR_S)
+        assert model.entered.acquire(timeout=FAR_S)
+        waits += [caller.ask((1, 1.0)) for _ in range(3)]
+        model.gate.set()
+        for wait in waits:
+            wait()
+    # The last may find the other runner at work still, or not.
+    assert model.alone[:4] == [True, True, False, False]
 
 
 def test_nothing_waits_where_a_runner_is_free() -> None:
