@@ -121,7 +121,7 @@ class Loop:
         self._objective, self._judge, self._report = objective, judge, report
         self.record = record
         self._events = events or Events()
-        self._on_round, self._saving, self._copies = on_round, saving, copies
+        self._on_round, self.saving, self._copies = on_round, saving, copies
         self._pulse = pulse()
         self.at = Progress()
         self.rounds: list[dict[str, float]] = []
@@ -155,9 +155,9 @@ class Loop:
             self.average.swap()
         return self.at
 
-    def resume(self, saving: Saving) -> bool:
-        """Go on from the last checkpoint; whether there was one. What its evaluations measured is told again."""
-        restored = saving.restore(self._state())
+    def resume(self) -> bool:
+        """Go on from the last checkpoint; whether there was one. What evaluations before it measured is told again."""
+        restored = self.saving.restore(self._state()) if self.saving is not None else None
         if restored is None:
             return False
         kept = restored.state
@@ -241,8 +241,8 @@ class Loop:
                 self._pulse.step(at.step)
                 if config.evaluate_every and at.step % config.evaluate_every == 0:
                     self._evaluate()
-                if self._saving is not None and self._saving.due(at.step):
-                    self._save(self._saving)
+                if self.saving is not None and self.saving.due(at.step):
+                    self._save(self.saving)
                 if at.done or at.step >= self.num_steps:
                     break
                 start = clock()

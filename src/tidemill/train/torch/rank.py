@@ -137,7 +137,7 @@ def train(job: Job, *, events: Events, on_round: OnRound | None) -> Result:
         int(np.random.SeedSequence([job.seed, layout.reader(rank), layout.coordinates(rank)["pipeline"]]).generate_state(1)[0])
     )
     try:
-        if saving is not None and loop.resume(saving):
+        if loop.resume():
             events.emit("train.resumed", f"from step {loop.at.step}", step=loop.at.step)
         progress = loop.run()
     finally:
