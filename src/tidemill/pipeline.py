@@ -192,7 +192,10 @@ def _steps(
 
     def fill_train(out: Path) -> dict[str, Any]:
         made_from = (stages["data"], stages["features"])
-        facts: dict[str, Any] = train_stage.run(project, *made_from, out, tuned=tuned(), work=store / "work-train", profile=profile, events=events)
+        trace = made.folder / "train-trace.json" if profile else None
+        facts: dict[str, Any] = train_stage.run(
+            project, *made_from, out, tuned=tuned(), work=store / "work-train", profile=trace, events=events
+        )
         return facts
 
     def data_parts() -> dict[str, Any]:

@@ -22,6 +22,7 @@ DISTRIBUTIONS = {
     "grpc": "grpcio",
     "jwt": "pyjwt",
     "opentelemetry": "opentelemetry-exporter-otlp-proto-http",
+    "pytorch_optimizer": "pytorch-optimizer",
     "sklearn": "scikit-learn",
     "xgboost": "xgboost-cpu",
 }

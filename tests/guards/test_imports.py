@@ -27,6 +27,8 @@ OUTSIDE = ("bench",)  # measures: a package through core, a server as a client d
 PLACES: dict[str, tuple[str, ...]] = {
     "torch": ("models", "packaging", "train.torch", "train.planner.measuring"),
     "transformers": ("models", "packaging", "train.torch"),
+    "pytorch_optimizer": ("train.torch",),
+    "tensorboard": ("train.torch",),
     "tokenizers": ("core", "models", "packaging", "serve", "predict"),
     "xgboost": ("models", "packaging"),
     "sklearn": ("models", "packaging", "estimator"),

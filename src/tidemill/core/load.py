@@ -96,6 +96,7 @@ EXTRAS = {
     "duckdb": "train", "narwhals": "train", "onnx": "train", "optuna": "train",
     "pyarrow": "train", "sklearn": "train", "skl2onnx": "train", "skops": "train", "xgboost": "train",
     "openvino": "openvino", "PIL": "image", "httptools": "serve", "msgspec": "serve", "jwt": "auth", "cryptography": "auth", "redis": "redis", "grpc": "grpc", "google": "grpc", "opentelemetry": "otel",
+    "pytorch_optimizer": "torch", "safetensors": "torch", "tensorboard": "tensorboard",
     "tokenizers": "torch", "torch": "torch", "transformers": "torch", "mlflow": "mlflow", "psycopg": "postgres",
     "ray": "ray",
 }  # fmt: skip

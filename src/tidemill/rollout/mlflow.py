@@ -121,12 +121,14 @@ class MLflowMirror:
 
         points = []
         if "train" in stages:
-            for line in (stages["train"].path / "history.jsonl").read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                step = int(row.get("round", row.get("step", 0)))
-                points += [
-                    Metric(f"curve/{key}", float(value), 0, step) for key, value in _flat(row).items() if key != "round" and _number(value)
-                ]
+            for name, at, curve in (("history.jsonl", "round", "curve"), ("steps.jsonl", "step", "step")):
+                path = stages["train"].path / name
+                for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+                    row = json.loads(line)
+                    step = int(row.get(at, 0))
+                    points += [
+                        Metric(f"{curve}/{key}", float(value), 0, step) for key, value in _flat(row).items() if key != at and _number(value)
+                    ]
         quality = version.open().evidence().get("quality", {})
         for metric, interval in quality.get("metrics", {}).items():
             points += [Metric(f"test/{metric}", float(interval["point"]), 0, 0)] if _number(interval["point"]) else []

@@ -45,7 +45,7 @@ def run(
     *,
     tuned: Mapping[str, Any] | None = None,
     work: Path | None = None,
-    profile: bool = False,
+    profile: Path | None = None,
     events: Events,
 ) -> dict[str, Any]:
     """Fill `out` with the fitted model, the baseline and what was measured on train and valid.
@@ -57,7 +57,7 @@ def run(
         tuned: Parameters that tuning found, such as {"model.max_depth": 6}; they go over the project's.
         work: Beginning of the name of the folder where a network's checkpoints lie while it is fitted, so that a stopped fit goes on;
             None keeps none.
-        profile: Also say where a network's step goes.
+        profile: Where a trace of some of a network's steps is written; None takes none.
     """
     prepare_model(project)
     project = replace(project, model=project.model.tuned(tuned or {}))
@@ -127,7 +127,7 @@ def run(
         "features": workload.train.num_features,
         **({"share": grown.curve[-1]["share"]} if grown is not None else {}),
         "fit_s": round(seconds, 3),
-        **{key: told[key] for key in ("speed", "restarts", "profile") if key in told},
+        **{key: told[key] for key in ("speed", "restarts", "profile") if told.get(key)},
     }
 
 

@@ -14,7 +14,7 @@ FILES = {
     "data": ("schema.json", "profile.json", "checks.json", "leakage.json"),
     "features": ("features.json",),
     "tune": ("best.json", "trials.json", "search.json"),
-    "train": ("train.json", "history.jsonl"),
+    "train": ("train.json", "history.jsonl", "steps.jsonl"),
     "package": ("tidemill.json", "contract.json", "baseline.json"),
 }
 ORDER = ("data", "features", "tune", "train", "compress", "package")

@@ -85,6 +85,8 @@ class _Teller:
             self._stage = None
         elif event.level == "warning":
             self._line("warning", event.message)
+        elif event.kind == "train.profiled":
+            self._line("done", "profile", event.message)
         elif event.kind in SERVING:
             self._line("done", "serve", SERVING[event.kind].format(event.message))
         elif event.kind == "serve.failed":

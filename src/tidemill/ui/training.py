@@ -79,7 +79,7 @@ def model(report: Report) -> Section | None:
     lead += f"; round {number(best)} was the best." if best else "."
     judged = report.find("train/train.json", "generalization", "said")
     lead += f" {judged}" if judged else ""
-    body = join(_samples(report), curve, importance, details("Parameters", facts) if entries else None)
+    body = join(_samples(report), curve, _steps(report), importance, details("Parameters", facts) if entries else None)
     return Section(id="model", title="Model", lead=lead, body=body)
 
 
@@ -226,6 +226,21 @@ def _learning(report: Report) -> Html | None:
     return tag("div", *drawn, class_="charts") if len(drawn) > 1 else drawn[0]
 
 
+def _steps(report: Report) -> Html | None:
+    """Loss and gradient norm by step of a network."""
+    lines = [entry for entry in report.files.get("train/steps.jsonl", []) if _finite(entry.get("step"))]
+    drawn = []
+    for key, title in (("loss", "Loss of steps"), ("grad_norm", "Gradient norm")):
+        points = [(entry["step"], entry[key]) for entry in lines if _finite(entry.get(key))]
+        if len(points) > 1:
+            low, high = spread((value for _, value in points), room=0.05)
+            x = Axis(low=points[0][0], high=points[-1][0], label="step")
+            drawn.append(
+                plot(line(points, role="other", name=key), x=x, y=Axis(low=low, high=high), title=title, note=f"{words(key)} by step")
+            )
+    return tag("div", *drawn, class_="charts") if drawn else None
+
+
 def _learning_curve(metric: str, by_split: Mapping[str, list[tuple[float, float]]], best: Any) -> Html:
     names = {"train": "training", "valid": "validation"}
     roles = {"train": "other", "valid": "model"}
@@ -246,7 +261,7 @@ def _measurements(entry: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """(split, metric, value) of one line: {"train": {"logloss": 1}}, {"train": 1} or {"train_logloss": 1}."""
     found = []
     for key, value in entry.items():
-        if key in ("round", "epoch", "step", "seconds", "at"):
+        if key in ("round", "epoch", "step", "seconds", "at", "learning_rate", "grad_norm"):
             continue
         if isinstance(value, Mapping):
             found += [(key, str(metric), float(inner)) for metric, inner in value.items() if _finite(inner)]

@@ -163,7 +163,7 @@ class Training:
     """What relative paths are resolved against."""
     events: Events = field(default_factory=Events, compare=False)
     """Hears of steps, skipped batches and the like."""
-    profile: bool = False
-    """Whether to say where a step goes."""
+    profile: Path | None = None
+    """Where a trace of some steps is written; None takes none."""
     report: dict[str, Any] = field(default_factory=dict, compare=False)
     """Filled by the fit: what it measured of its own speed, and what a trace says."""

@@ -79,6 +79,7 @@ def fit(
             valid=described(valid, on_disk, split="valid", classes=classes) if valid is not None else None,
             seed=seed,
             folder=str(folder) if folder is not None else None,
+            profile=str(training.profile) if training.profile is not None else None,
             tensorboard=str(training.project / config.tensorboard) if config.tensorboard else None,
         )
         trained = _here(job, training, threads, on_round) if ranks == 1 else _launched(job, training, threads, on_round)
@@ -99,7 +100,8 @@ def _here(job: Any, training: Training, threads: int, on_round: OnRound | None) 
             result = train(job, events=training.events, on_round=on_round)
     finally:
         torch.set_num_threads(before)
-    _report(training, job.config, {"speed": result.speed, "steps": result.steps, "progress": to_plain(result.progress)})
+    told = {"speed": result.speed, "steps": result.steps, "progress": to_plain(result.progress), "profile": result.profile}
+    _report(training, job.config, told)
     return Trained(shape=job.shape, state=result.state or {}, best_round=result.progress.best_round)
 
 
@@ -129,10 +131,12 @@ def _launched(job: Any, training: Training, threads: int, on_round: OnRound | No
 
 
 def _report(training: Training, config: NetworkConfig, told: Mapping[str, Any]) -> None:
-    """Leave with the project what a fit was: `training`, `steps` the same each time, `speed` and `restarts` of this run."""
+    """Leave with the project what a fit was: `training` and `steps`, the same each time; `speed`, `profile` and `restarts` of this run."""
     progress = told["progress"]
     kept = {key: progress[key] for key in ("step", "round", "skipped", "overflows")}
     training.report.update({**told, "training": {"config": to_plain(config), **kept}})
+    if told["profile"]:
+        training.events.emit("train.profiled", told["profile"]["said"], **told["profile"])
 
 
 class _Hearing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tidemill.train.torch.loader.step import Step
+    from tidemill.train.torch.trace import Trace
 
 
 class Steps(Protocol):
@@ -38,7 +39,7 @@ class Steps(Protocol):
     def position(self) -> dict[str, Any]: ...
     def resume(self, position: Mapping[str, Any]) -> Any: ...
     def num_steps(self, epoch: int) -> int: ...
-    def steps(self, epoch: int, start: int = 0) -> Iterator[Step]: ...
+    def steps(self, epoch: int, start: int = 0) -> Generator[Step]: ...
 
 
 class Parallel(Protocol):
@@ -97,6 +98,7 @@ class Loop:
         objective: What steps lower.
         judge: What evaluations measure; the objective without label smoothing.
         report: From the mean of `judge` to a metric: its name and value.
+        trace: Watches the first steps.
         copies: Ranks that read the same rows: those of a tensor or pipeline group.
     """
 
@@ -115,6 +117,7 @@ class Loop:
         on_round: OnRound | None = None,
         saving: Saving | None = None,
         copies: int = 1,
+        trace: Trace | None = None,
     ) -> None:
         self.parallel, self._train, self._valid = parallel, train, valid
         self.config = config
@@ -122,7 +125,7 @@ class Loop:
         self.record = record
         self._events = events or Events()
         self._on_round, self.saving, self._copies = on_round, saving, copies
-        self._pulse = pulse()
+        self._pulse, self._trace = pulse(), trace
         self.at = Progress()
         self.rounds: list[dict[str, float]] = []
         self._begun = False
@@ -201,7 +204,9 @@ class Loop:
     def _epoch(self) -> None:
         """The rest of an epoch, step by step."""
         config, parallel, at = self.config, self.parallel, self.at
-        batches = iter(self._train.steps(at.epoch, start=at.number))
+        batches = self._train.steps(at.epoch, start=at.number)
+        if self._trace is not None:
+            batches = self._trace.steps(batches)
         clip = config.clip or 0.0
         clock = time.perf_counter
         start = clock()
@@ -247,8 +252,7 @@ class Loop:
                     break
                 start = clock()
         finally:
-            if hasattr(batches, "close"):
-                batches.close()  # its workers end with it
+            batches.close()  # its workers end with it
         if not at.done and at.number >= self._train.num_steps(at.epoch):
             at.epoch, at.number = at.epoch + 1, 0
             if not config.evaluate_every:

@@ -34,6 +34,7 @@ from tidemill.train.torch.precision import Precision
 from tidemill.train.torch.record import Record
 from tidemill.train.torch.sources import opened
 from tidemill.train.torch.speed import work
+from tidemill.train.torch.trace import Trace
 from tidemill.train.torch.watch import watch_collectives
 
 WEIGHTS = "weights.safetensors"
@@ -60,6 +61,8 @@ class Job:
     folder: str | None = None
     """Where checkpoints go and what the run leaves."""
     tensorboard: str | None = None
+    profile: str | None = None
+    """Where the first rank's trace goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class Result:
     """The whole network's weights; on the first rank alone."""
     steps: list[dict[str, Any]] = field(default_factory=list)
     speed: dict[str, float] = field(default_factory=dict)
+    profile: dict[str, Any] = field(default_factory=dict)
 
 
 def run(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +93,7 @@ def run(arguments: Mapping[str, Any]) -> dict[str, Any]:
         result = train(job, events=pulse().events, on_round=_tell)
         if result.state is not None:
             need("safetensors.torch", "a network").save_file(result.state, Path(arguments["folder"]) / WEIGHTS)
-        return {"progress": to_plain(result.progress), "steps": result.steps, "speed": result.speed}
+        return {"progress": to_plain(result.progress), "steps": result.steps, "speed": result.speed, "profile": result.profile}
 
 
 def train(job: Job, *, events: Events, on_round: OnRound | None) -> Result:
@@ -118,6 +122,7 @@ def train(job: Job, *, events: Events, on_round: OnRound | None) -> Result:
         board=Path(job.tensorboard) if first and job.tensorboard else None,
     )
     saving = Checkpoints(Path(job.folder) / "checkpoints", config.checkpoint) if job.folder is not None else None
+    trace = Trace(Path(job.profile), parallel.parts) if first and job.profile else None
     loop = Loop(
         parallel,
         rows,
@@ -130,6 +135,7 @@ def train(job: Job, *, events: Events, on_round: OnRound | None) -> Result:
         events=events if first else Events(),
         on_round=on_round if first else None,
         saving=saving,
+        trace=trace,
         copies=ranks // layout.readers,
     )
     # Ranks that hold parts of the same rows draw the same numbers, others others.
@@ -144,7 +150,11 @@ def train(job: Job, *, events: Events, on_round: OnRound | None) -> Result:
         if saving is not None:
             saving.close()
         record.close()
-    return Result(progress=progress, state=parallel.full_state(), steps=record.lines, speed=record.speed())
+        if trace is not None:
+            trace.close()
+    return Result(
+        progress=progress, state=parallel.full_state(), steps=record.lines, speed=record.speed(), profile=trace.report if trace else {}
+    )
 
 
 def _loader(job: Job, rows: Mapping[str, Any], layout: Layout, rank: int, *, evaluates: bool = False) -> Loader:
