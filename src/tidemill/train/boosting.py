@@ -83,7 +83,7 @@ def fit(workload: Workload, model: XGBoost, params: XGBoostParams, workers: Work
             events=Events(_Hearing(on_round, stop, workers.events)),
         )  # fmt: skip
         outcome = load("launcher", workers.launcher)().run(job, workers.number, Resources(threads=arguments["threads"]))
-        fitted: Any = model.load(Path(scratch))
+        fitted = model.load(Path(scratch))
         fitted.external_memory = outcome.results[0]
         return fitted
 

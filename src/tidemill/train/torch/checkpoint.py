@@ -1,7 +1,7 @@
 """States of a run that it can go on from: sharded, written in the background, whole or not there at all.
 
 A state is a tree of dicts and lists. Its leaves are tensors, of which a DTensor is saved by the ranks that hold its parts
-and a plain tensor counts as the same on all ranks, and JSON values, which are the first rank's. What differs by rank goes
+and a plain tensor by the first rank that has it, and JSON values, which are the first rank's. What differs by rank goes
 into `own`, a tree as well.
 """
 
@@ -78,9 +78,11 @@ class Checkpoints:
 
         self._folder, self._config = folder, config
         many = distributed.is_available() and distributed.is_initialized()
-        self._rank, self._ranks = (distributed.get_rank(), distributed.get_world_size()) if many else (0, 1)
+        self._rank: int = distributed.get_rank() if many else 0
+        self._ranks: int = distributed.get_world_size() if many else 1
         # Operations of the background must not come between those of training, nor of `due`: each has a group of its own.
-        self._group, self._clock = (distributed.new_group(backend="gloo", group_desc=GROUP) for _ in range(2)) if many else (None, None)
+        self._group: Any = distributed.new_group(backend="gloo", group_desc=GROUP) if many else None
+        self._clock: Any = distributed.new_group(backend="gloo", group_desc=GROUP) if many else None
         self._own = f"own-{self._rank}"
         self._writer: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
@@ -315,7 +317,8 @@ def _check(folder: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, Any]
 def _save_planner() -> Any:
     from torch.distributed.checkpoint import DefaultSavePlanner
 
-    return DefaultSavePlanner(flatten_state_dict=False)
+    # Of what several ranks hold, the first one's: buffers may differ until the next step tells the others.
+    return DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True)
 
 
 def _load_planner() -> Any:

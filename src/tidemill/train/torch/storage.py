@@ -28,7 +28,7 @@ from tidemill.core.artifact import sync, write_json
 INDEX = "index.json"
 
 
-class Writer(FileSystemWriter):  # type: ignore[misc]
+class Writer(FileSystemWriter):
     """Writes a folder that is whole once it has its index.
 
     Args:
@@ -57,7 +57,7 @@ class Writer(FileSystemWriter):  # type: ignore[misc]
         sync(folder)
 
 
-class Reader(FileSystemReader):  # type: ignore[misc]
+class Reader(FileSystemReader):
     """Reads what `Writer` left."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:

@@ -39,15 +39,15 @@ def watch_collectives() -> None:
 
 def last_collective() -> Collective | None:
     """The last one that training entered; those of checkpoints in the background do not count."""
+    import torch
     from torch import distributed
 
     if not distributed.is_available():
         return None
-    try:
-        from torch._C._distributed_c10d import _dump_fr_trace_json
-    except ImportError:
+    recorded = getattr(torch._C._distributed_c10d, "_dump_fr_trace_json", None)
+    if recorded is None:
         return None
-    entries = json.loads(_dump_fr_trace_json(includeCollectives=True, onlyActive=False)).get("entries", [])
+    entries = json.loads(recorded(includeCollectives=True, onlyActive=False)).get("entries", [])
     training = [entry for entry in entries if GROUP not in entry["process_group"]]
     if not training:
         return None
