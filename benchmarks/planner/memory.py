@@ -86,13 +86,11 @@ def main() -> None:
                 continue
             told = arguments(case, layout)
             ranks, plan = measured(told), planned(told)
-            peak = max(rank["peak"] for rank in ranks)
-            counted = max(rank["profiled"] for rank in ranks)
-            found.append({"layout": name, "case": kind, "planned": plan.total, "peak": peak, "counted": counted})
+            resident, counted = (max(rank[way] for rank in ranks) for way in ("resident", "counted"))
+            found.append({"layout": name, "case": kind, "planned": plan.total, "resident": resident, "counted": counted})
             print(
-                f"{name:22} {kind:7} planned {plan.total / MB:7.1f} MB  resident {peak / MB:7.1f} MB {plan.total / peak - 1:+6.1%}"
-                f"  counted {counted / MB:7.1f} MB {plan.total / counted - 1:+6.1%}   "
-                + " ".join(f"{rank['peak'] / MB:.0f}/{rank['held'] / MB:.0f}" for rank in ranks),
+                f"{name:22} {kind:7} planned {plan.total / MB:7.1f} MB  resident {resident / MB:7.1f} MB {plan.total / resident - 1:+6.1%}"
+                f"  counted {counted / MB:7.1f} MB {plan.total / counted - 1:+6.1%}",
                 flush=True,
             )
     if options.output:

@@ -1,8 +1,9 @@
 """What a rank of a real run holds at most: `measure` is run by every rank, under a launcher or in a test's pool.
 
-Peak memory is the kernel's own high-water mark of the process (VmHWM, set back before the step), less what it held before the network
-was built. With every block of 64 KiB or more mapped by itself (M_MMAP_THRESHOLD), what tensors let go is given back at once, so that
-the mark is of tensors and not of an allocator's gaps. PyTorch's profiler counts the same on the ranks' own threads.
+`resident` is the kernel's own high-water mark of the process (VmHWM, set back before the step), less what it held before the network was
+built. With every block of 64 KiB or more mapped by itself (M_MMAP_THRESHOLD), what tensors let go is given back at once, so that the mark
+of a fresh process is of tensors and not of an allocator's gaps. `counted` is what PyTorch's allocator told its profiler of the same
+step, from before the network was built: of tensors alone, whatever the process did before.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 _M_MMAP_THRESHOLD = -3
+_MARK = "the step that counts"
 
 
 def measure(arguments: Mapping[str, Any]) -> dict[str, float]:
@@ -41,15 +43,16 @@ def measure(arguments: Mapping[str, Any]) -> dict[str, float]:
     before = _resident("VmRSS")
     made = _steps(arguments, 2)
     _settle(libc)
-    held = _resident("VmRSS") - before
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     _step(*made)
     peak = _resident("VmHWM") - before
-    profiled = _profiled(made)
+    del made
+    _settle(libc)
+    counted = _counted(arguments)
     if owned:
         dist.barrier()
         dist.destroy_process_group()
-    return {"peak": peak, "held": held, "profiled": held + profiled, "transient": profiled}
+    return {"resident": peak, "counted": counted}
 
 
 def _steps(arguments: Mapping[str, Any], num: int) -> tuple[Any, ...]:
@@ -99,17 +102,20 @@ def _step(parallel: Any, chosen: Any, step: Any, lose: Any) -> None:
     chosen.zero_grad(set_to_none=True)
 
 
-def _profiled(made: tuple[Any, ...]) -> int:
-    """Most bytes beyond those before a step, as PyTorch's allocator told the profiler."""
-    from torch.profiler import ProfilerActivity, profile
+def _counted(arguments: Mapping[str, Any]) -> int:
+    """Most bytes that PyTorch's allocator has given out in one step, counted from before the network is built."""
+    from torch.profiler import ProfilerActivity, profile, record_function
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        _step(*made)
-    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+        made = _steps(arguments, 2)
+        with record_function(_MARK):
+            _step(*made)
+    events = found.profiler.kineto_results.events()
+    start = next(event.start_ns() for event in events if event.name() == _MARK)
     most = now = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
+    for event in sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns()):
         now += event.nbytes()
-        most = max(most, now)
+        most = max(most, now) if event.start_ns() >= start else most
     return most
 
 
