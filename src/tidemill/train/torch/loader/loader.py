@@ -78,8 +78,9 @@ class Loader:
             source.sizes, source.sizes_bytes, window_bytes=self._config.shuffle_mib << 20, seed=seed, shuffle=shuffle
         )  # fmt: skip
         self.num_rows = self._order.num_rows
+        self._resident = isinstance(source, Resident)
         # Blocks that stay, where all of them fit.
-        stays = not isinstance(source, Resident) and sum(source.sizes_bytes) <= self._config.cache_mib << 20
+        stays = not self._resident and sum(source.sizes_bytes) <= self._config.cache_mib << 20
         self._kept: dict[int, Future[Columns]] | None = {} if stays else None
         lengths: np.ndarray | None = None
         self._batches: Batches
@@ -164,6 +165,6 @@ class Loader:
         weight_N, blocks_N = np.empty(len(rows_N)), self._order.block_of(rows_N)
         for block in np.unique(blocks_N).tolist():
             of_block = blocks_N == block
-            weight_B = self._source.weights(block) if isinstance(self._source, Resident) else task.weights[block].result()
+            weight_B = self._source.weights(block) if self._resident else task.weights[block].result()
             weight_N[of_block] = weight_B[rows_N[of_block] - self._order.starts[block]]
         return float(weight_N.sum()) * self._source.targets_per_row

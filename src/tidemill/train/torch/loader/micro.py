@@ -29,6 +29,7 @@ class MicroBatches:
         import torch
 
         self._source, self._order, self._rows = source, order, rows
+        self._resident = source if isinstance(source, Resident) else None
         self._pin = pin and torch.cuda.is_available()
 
     def make(self, rows_N: np.ndarray, held: Mapping[int, Held], *, epoch: int) -> MicroBatch:
@@ -56,8 +57,8 @@ class MicroBatches:
         )
 
     def _gathered(self, rows_N: np.ndarray, held: Mapping[int, Held]) -> Columns:
-        if isinstance(self._source, Resident):
-            return self._source.take(rows_N)
+        if self._resident is not None:
+            return self._resident.take(rows_N)
         blocks_N = self._order.block_of(rows_N)
         ends = [*(np.flatnonzero(np.diff(blocks_N)) + 1).tolist(), len(rows_N)]
         parts, first = [], 0
