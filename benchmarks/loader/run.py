@@ -89,7 +89,7 @@ def main(texts: Path, rows: int, repeats: int, only: list[str]) -> None:
         },
     }  # fmt: skip
     (HERE / "results").mkdir(exist_ok=True)
-    file = HERE / "results" / f"{result['at'][:10]}-{'-'.join(only)}.json"
+    file = HERE / "results" / f"{result['at'][:10]}.json"
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({key: result[key] for key in ("rows_per_s", "ratio_to_dataloader", "ratio_to_network")}, indent=1))
 
