@@ -174,6 +174,33 @@ def ranks() -> Iterator[Any]:
     pool.close()
 
 
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with a BERT of random weights, some thousand of them, and a tokenizer of few words."""
+    import tokenizers
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("encoder")
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *["a", "the", "film", "is", "not", "good", "great", "fine", "bad", "awful", "dull", "was", "so", "plot"],
+    ]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    made.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=24
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
 def _clients_environment(requirements: Path) -> Path:
     """The Python that has them. A machine of continuous integration must be able to install them; another one may skip."""
     made = CACHE / "clients" / hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]

@@ -119,8 +119,8 @@ def source(data: Artifact, features: Artifact, split: str, *, class_weight: Sequ
     if matrix.num_rows * math.prod(shape) <= MOST_BYTES:
         pixels_NCHW = np.concatenate([batch.x_NF for batch in matrix.batches()])
         made = [labels.read(rows) for rows in matrix.rows(labels.columns)]
-        target_N, weight_N = (np.concatenate([one[name] for one in made]) if name in made[0] else None for name in ("target", "weight"))
-        return ArraySource({PIXELS: pixels_NCHW}, target_N, weight_N, augment=augment, seed=seed)
+        weight_N = np.concatenate([one["weight"] for one in made]) if labels.weighted else None
+        return ArraySource({PIXELS: pixels_NCHW}, np.concatenate([one["target"] for one in made]), weight_N, augment=augment, seed=seed)
     raw = _Files(ParquetRows(data, split, [matrix.column, *labels.columns]), matrix)
     return ImageSource(
         raw, labels, column=matrix.column, decode=matrix.preprocess, shape=shape, augment=augment, seed=seed, identity=features.id

@@ -110,8 +110,9 @@ class Image(NetworkModel):
         return {INPUT: ["N", 3 if params.mode == "RGB" else 1, params.height, params.width]}
 
     def trial(self, shape: Shape, params: ImageParams) -> np.ndarray:
-        (axes,) = self.axes(shape, params).values()
-        pixels_NCHW = np.random.default_rng(0).integers(0, 256, (6, *axes[1:]), np.uint8)
+        del shape
+        size = (6, 3 if params.mode == "RGB" else 1, params.height, params.width)
+        pixels_NCHW = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
         pixels_NCHW[0], pixels_NCHW[1] = 0, 255
         return pixels_NCHW
 
@@ -142,7 +143,7 @@ class Convolutional(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload] - torch's stubs lack it
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = (pixels.to(self.head.weight.dtype) / 255.0 - 0.5) * 4.0

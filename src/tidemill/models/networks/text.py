@@ -76,7 +76,7 @@ class Text(NetworkModel):
         if params.max_length > longest:
             raise ConfigError(f"model.max_length: the encoder takes at most {longest} tokens, got {params.max_length}")
         facts = {"column": column, "max_length": params.max_length, "inputs": list(INPUTS), "pad_id": int(config.get("pad_token_id") or 0)}
-        files = {"tokenizer.json": found / "tokenizer.json"}
+        files = {name: found / name for name in FILES}
         return {"config": facts, "files": files, "loading": {"vocabulary": int(config["vocab_size"])}}
 
     def content(self, params: TextParams, folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Packages in the folders that other servers read."""
+"""Packages in the folders that other servers and libraries read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from tidemill.core.artifact import PARTIAL
 from tidemill.core.errors import ConfigError
 from tidemill.core.package import Package
-from tidemill.packaging.layouts import kserve, triton
+from tidemill.packaging.layouts import hugging_face, kserve, triton
 
-LAYOUTS = ("triton", "kserve")
+LAYOUTS = ("triton", "kserve", "transformers")
 
 
 def export(package: Package, out: Path, *, layout: str, storage_uri: str | None = None, max_batch: int = 0) -> list[str]:
@@ -44,7 +44,10 @@ def export(package: Package, out: Path, *, layout: str, storage_uri: str | None 
         notes = triton.write(package, folder / kserve.REPOSITORY, max_batch=max_batch)
         return [*kserve.write(package, folder, storage_uri=str(storage_uri)), *notes]
 
-    ways: dict[str, Callable[[Path], list[str]]] = {"triton": as_triton, "kserve": as_kserve}
+    def as_transformers(folder: Path) -> list[str]:
+        return hugging_face.write(package, folder)
+
+    ways: dict[str, Callable[[Path], list[str]]] = {"triton": as_triton, "kserve": as_kserve, "transformers": as_transformers}
     if layout not in ways:
         raise ConfigError(f"--layout: must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     partial = out.parent / f"{PARTIAL}{out.name}-{uuid.uuid4().hex[:8]}"
