@@ -26,16 +26,14 @@ def clip(
     """
     import torch
 
-    grads: list[Tensor] = []
-    shares: list[float] = []
-    for weight in parameters:
-        if weight.grad is not None:
-            grads.append(_local(weight.grad))
-            shares.append(_pieces(weight) / copies)
+    held = [weight for weight in parameters if weight.grad is not None]
+    grads = [_local(weight.grad) for weight in held]
     total = torch.zeros((), dtype=torch.float64, device=device)
     if grads:
-        norms = torch.stack(torch._foreach_norm(grads)).double()  # as torch.nn.utils.get_total_norm does
-        total = (norms.square() * torch.tensor(shares, dtype=torch.float64, device=device)).sum()
+        squares = torch.stack(torch._foreach_norm(grads)).double().square()  # as torch.nn.utils.get_total_norm does
+        if not alone:
+            squares *= torch.tensor([_pieces(weight) / copies for weight in held], dtype=torch.float64, device=device)
+        total = squares.sum()
     if not alone:
         torch.distributed.all_reduce(total)
     norm = float(total.sqrt()) / scale

@@ -107,6 +107,7 @@ class Parallel:
         self.layout, self.device, self.parts, self.mesh = layout, device, [module], mesh
         self._spread, self._names = spread, names
         self._autocast = precision.autocast if precision else nullcontext
+        self._weights = list(module.parameters())
 
     def forward_backward(self, step: Step, objective: Objective, *, scale: float = 1.0) -> float:
         """One whole step: its loss, the same on every rank.
@@ -137,12 +138,11 @@ class Parallel:
         """The global norm of the gradient; the gradient is divided by `scale` and clipped to `max_norm`, 0 only measures."""
         config = self.layout.config
         copies = config.ranks // config.pipeline
-        return clip.clip(self.parameters(), max_norm, device=self.device, scale=scale, copies=copies, alone=self.layout.plain)
+        return clip.clip(self._weights, max_norm, device=self.device, scale=scale, copies=copies, alone=self.layout.plain)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """This rank's part of the weights."""
-        for part in self.parts:
-            yield from part.parameters()
+        yield from self._weights
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The same, with the names of the unparallelised module."""
@@ -197,7 +197,7 @@ class Parallel:
         """Sum up gradients that are still in parts over the ranks of a tensor group."""
         if self.layout.config.tensor == 1:
             return
-        for weight in self.parameters():
+        for weight in self._weights:
             grad: Any = weight.grad
             if grad is not None and hasattr(grad, "placements") and grad.placements != weight.placements:
                 weight.grad = grad.redistribute(placements=weight.placements)
