@@ -45,7 +45,8 @@ class Request:
 
     @property
     def content_type(self) -> str:
-        return str(self.headers.get("content-type") or "").partition(";")[0].strip().lower()
+        given = self.headers.get("content-type") or ""
+        return JSON if given == JSON else str(given).partition(";")[0].strip().lower()
 
     def accepts(self, kind: str) -> bool:
         """Whether the caller names this media type in `Accept`."""

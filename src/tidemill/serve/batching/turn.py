@@ -1,7 +1,7 @@
 """Quick models on the event loop: what the calls of one turn of it ask for goes through together, without changing threads.
 
 No time is waited. The first call of a turn schedules the run behind whatever the loop has ready by then, which is where the other
-callers' requests are.
+callers' requests are; where those are many, some run before.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from tidemill.serve.model import Model
 
 # Longest that one run of a turn shall hold the loop, in milliseconds.
 HOLD_MS = 5.0
+# So many jobs wait for no more: what a run costs beside its rows is shared by enough, their callers go on meanwhile, and what each holds is used
+# again while the processor's cache has it. With 1,024 connections it was a sixth of the processor's time.
+ENOUGH = 64
 
 
 class Turn:
@@ -37,6 +40,8 @@ class Turn:
         self._waiting.append(job)
         if len(self._waiting) == 1:
             asyncio.get_running_loop().call_soon(self._run)
+        elif len(self._waiting) == ENOUGH:
+            self._run()
 
     def run_alone(self, job: Job) -> None:
         """For a job that nobody is there to go with."""
@@ -44,6 +49,8 @@ class Turn:
 
     def _run(self) -> None:
         waiting, rows = self._waiting, 0
+        if not waiting:  # they were enough before their turn came
+            return
         for number, job in enumerate(waiting):
             rows += job.count
             if rows > self._max_rows and number:

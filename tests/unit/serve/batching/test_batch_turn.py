@@ -19,6 +19,7 @@ from tidemill.core.package import Package
 from tidemill.core.schema import Column, Schema
 from tidemill.serve.app import App
 from tidemill.serve.batching.config import BatchConfig
+from tidemill.serve.batching.turn import ENOUGH
 from tidemill.serve.cache import CacheConfig
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.http import Request
@@ -128,6 +129,13 @@ def test_what_comes_in_one_turn_goes_through_together(package: Package) -> None:
     assert runs(app) == 1
     found = app.metrics.batch_rows.sample("tiny", "1")
     assert (found.value, sum(found.counts)) == (6, 1)
+
+
+def test_enough_of_them_wait_for_no_more(package: Package) -> None:
+    app, ask = served(package)
+    records = [{**EXAMPLE, "distance": float(i)} for i in range(2 * ENOUGH + 3)]
+    assert [answer["probability"] for _, answer in ask(*records)] == pytest.approx(list(map(tiny_probability, records)), abs=1e-6)
+    assert runs(app) == 3
 
 
 def test_batches_of_rows_and_single_rows_go_together(package: Package) -> None:
