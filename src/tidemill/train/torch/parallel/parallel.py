@@ -159,6 +159,8 @@ class Parallel:
         held: Mapping[str, Any] = part.state_dict()
         if self.mesh is None:
             return {name: value.detach().cpu().clone() for name, value in held.items()}
+        self._agree_statistics(self.mesh)
+        held = part.state_dict()
         stage, first = self.mesh.get_local_rank("pipeline"), torch.distributed.get_rank() == 0
         leads = self.layout.rank_of(pipeline=stage) == torch.distributed.get_rank()
         state: dict[str, Tensor] = {}
@@ -175,6 +177,14 @@ class Parallel:
                 assert value is not None  # noqa: S101
                 state[name] = value.cpu().clone()
         return state if first else None
+
+    def _agree_statistics(self, mesh: DeviceMesh) -> None:
+        """Give batch norms the mean of the running statistics of all ranks that read other rows."""
+        norms = [norm for part in self.parts for norm in part.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+        for statistic in (value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None):
+            for axis in ("data", "shard"):
+                torch.distributed.all_reduce(statistic, group=mesh[axis].get_group())
+            statistic /= self.layout.readers
 
     def _moved(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self._to(value) for name, value in inputs.items()}
