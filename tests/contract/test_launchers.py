@@ -23,7 +23,7 @@ def test_ray_actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         try:
             ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)  # one cluster for all checks
             break
-        except Exception as error:  # noqa: BLE001 - it raises nothing narrower
+        except Exception as error:
             ray.shutdown()
             if last or "timed out during startup" not in str(error):
                 raise
