@@ -1,4 +1,4 @@
-"""What a rank of a real run holds at most: `measure` is run by every rank, under a launcher or in a test's pool.
+"""What a rank of a real run holds at most: `measure` is run by every rank under a launcher, `count` in a test's pool.
 
 `resident` is the kernel's own high-water mark of the process (VmHWM, set back before the step), less what it held before the network was
 built. With every block of 64 KiB or more mapped by itself (M_MMAP_THRESHOLD), what tensors let go is given back at once, so that the mark
@@ -48,7 +48,7 @@ def measure(arguments: Mapping[str, Any]) -> dict[str, float]:
     peak = _resident("VmHWM") - before
     del made
     _settle(libc)
-    counted = _counted(arguments)
+    counted = count(arguments)
     if owned:
         dist.barrier()
         dist.destroy_process_group()
@@ -102,7 +102,7 @@ def _step(parallel: Any, chosen: Any, step: Any, lose: Any) -> None:
     chosen.zero_grad(set_to_none=True)
 
 
-def _counted(arguments: Mapping[str, Any]) -> int:
+def count(arguments: Mapping[str, Any]) -> int:
     """Most bytes that PyTorch's allocator has given out in one step, counted from before the network is built."""
     from torch.profiler import ProfilerActivity, profile, record_function
 

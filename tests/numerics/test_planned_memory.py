@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "planner"
-NAMES = ("DDP 2", "FSDP 2", "FSDP 4, stage 1", "FSDP 4, stage 2", "TP 2", "PP 2", "PP 4", "FSDP 2 x TP 2")
+NAMES = ("DDP 2", "FSDP 2", "FSDP 4, stage 2", "TP 2", "PP 2", "PP 4")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def benchmark() -> ModuleType:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_peak_memory_is_planned_within_a_tenth(name: str, benchmark: ModuleType, ranks: Any) -> None:
+    case = benchmark.HEAVY if "stage" in name else benchmark.ACTIVE
     layout = benchmark.LAYOUTS[name]
-    told = benchmark.arguments(benchmark.HEAVY if "stage" in name else benchmark.ACTIVE, layout)
-    held = ranks.run(f"{FOLDER}/peak.py:measure", ranks=benchmark.num_ranks(layout), timeout_s=120.0, arguments=told)
-    assert benchmark.planned(told).total == pytest.approx(max(one["counted"] for one in held), rel=0.1)
+    told = benchmark.arguments({**case, "shape": {**case["shape"], "depth": 4}}, layout)
+    held = ranks.run(f"{FOLDER}/peak.py:count", ranks=benchmark.num_ranks(layout), timeout_s=240.0, arguments=told)
+    assert benchmark.planned(told).total == pytest.approx(max(held), rel=0.1)
