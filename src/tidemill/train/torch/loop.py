@@ -22,7 +22,7 @@ from tidemill.train.torch.group import agreed, gathered, summed
 from tidemill.train.torch.guard import Fault, Guard, suspects, worst
 from tidemill.train.torch.objective import Objective
 from tidemill.train.torch.optim import memory, optimizer, remember, schedule
-from tidemill.train.torch.precision import LossScale
+from tidemill.train.torch.precision import LEAST_SCALE, LossScale
 from tidemill.train.torch.record import Record
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class Loop:
     def _counts(self, step: Step, loss: float, norm: float, buffers: dict[str, Tensor] | None) -> bool:
         """Whether a step's gradient is used: not one that overflowed in fp16, nor one that the policy leaves out."""
         counts = self.scale.update(norm)
-        if not counts and math.isfinite(loss):
+        if not counts and math.isfinite(loss) and self.scale.factor >= LEAST_SCALE:
             self.at.overflows += 1
             return False  # the scale was too large, the rows are well
         fault = self.guard.fault(loss, norm)
@@ -291,7 +291,7 @@ class Loop:
             if self.average is not None:
                 self.average.swap()
             loss = self._validation_loss(self._valid)
-            if at.best is None or loss < at.best:
+            if math.isfinite(loss) and (at.best is None or loss < at.best):
                 at.best, at.best_round, at.stale, self.best = loss, at.round, 0, self.weights.copy()
             else:
                 at.stale += 1

@@ -16,6 +16,9 @@ BACKOFF = 0.5
 GROWTH = 2.0
 GROWTH_STEPS = 2_000
 
+# A gradient that overflows even so is no number for another reason.
+LEAST_SCALE = 2.0**-14
+
 
 @dataclass(frozen=True)
 class Precision:

@@ -66,7 +66,7 @@ def _flops(build: Callable[[], nn.Module], inputs: dict[str, tuple[tuple[int, ..
             made = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in inputs.items()}  # type: ignore[call-overload]
             with FlopCounterMode(display=False) as counter:
                 module(**made).sum().backward()
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError):
         return 0.0  # it reads values while it is built or run
     return float(counter.get_total_flops())
 
