@@ -19,8 +19,9 @@ from tidemill.core.package import Package
 from tidemill.serve.app import App
 from tidemill.serve.calls import Calls
 from tidemill.serve.config import ServeConfig
+from tidemill.serve.connection import Connection
 from tidemill.serve.heads import MAX_FIELDS, MAX_HEAD_BYTES, MAX_URL_BYTES
-from tidemill.serve.http1 import Connection, Http1
+from tidemill.serve.http1 import Http1
 from tidemill.serve.limits import LimitsConfig, Rate
 from tidemill.serve.model import Model
 from tidemill.testing.packages import EXAMPLE, tiny_probability
