@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +15,9 @@ import pytest
 
 from tidemill.core.artifact import Artifact
 from tidemill.core.errors import ConfigError, Unsupported
+from tidemill.core.events import Events
 from tidemill.core.project import Project, from_tree
+from tidemill.core.ranks.pulse import read_beat
 from tidemill.models.base import predict
 from tidemill.train.matrix import FeatureMatrix
 from tidemill.train.workload import Workload, prepare_model
@@ -113,3 +120,36 @@ def test_a_wish_to_stop_reaches_the_workers(finished_stages: Callable[..., tuple
     model, params = prepare_model(made)
     found: Any = Workload.of(made, data, features).fit(model, params, lambda number, _: number >= 3)
     assert 3 < found.booster.num_boosted_rounds() < 3000
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_the_trees_are_the_same(
+    tmp_path: Path, finished_stages: Callable[..., tuple[Artifact, Artifact]]
+) -> None:
+    data, features = finished_stages()
+    made, heard = project(2, model={"num_rounds": 60, "early_stopping": 0}), []
+    workload = Workload.of(made, data, features)
+    assert workload.valid is not None
+
+    def fit(folder: Path) -> np.ndarray:
+        model, params = prepare_model(made, training={"folder": folder, "events": Events(heard.append)})
+        return predict(workload.fit(model, params), workload.valid)  # type: ignore[arg-type]
+
+    def kill() -> None:
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit:
+            beat = read_beat(tmp_path / "disturbed" / "attempt-0" / "rank-1.beat")
+            if beat is not None and beat.step is not None:
+                os.kill(beat.pid, signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    undisturbed = fit(tmp_path / "undisturbed")
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        disturbed = fit(tmp_path / "disturbed")
+    finally:
+        killer.join(150)
+    assert [(event.fields["rank"], event.fields["cause"]) for event in heard if event.kind == "ranks.failed"] == [(1, "killed")]
+    np.testing.assert_array_equal(disturbed, undisturbed)
