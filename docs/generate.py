@@ -346,16 +346,16 @@ def models() -> str:
         "# Models",
         "The kinds of model that `[model] kind` names, their parameters and what tuning searches.",
         (
-            "A linear model is always trained beside the chosen one, as the baseline of the report. A kind of your own is named as"
-            ' `"my_module:build"`: a class or function that gives an object with the methods of `tidemill.models.base.Model`. Its module stands'
-            " beside the project file."
+            "A linear model is always trained beside one over features, as the baseline of the report. A kind of your own is named as"
+            ' `"my_module:name"`: a class or function that gives an object with the methods of `tidemill.models.base.Model`, or a function whose'
+            " first argument is `shape` and that gives a `torch.nn.Module` ([networks](../networks.md)). Its module stands beside the project file."
         ),
     ]
     for name, ref in TABLE["model"].items():
         module, kind = importlib.import_module(ref.partition(":")[0]), load("model", name)
         parts += [f"## {name}", inspect.cleandoc(module.__doc__ or ""), "### Parameters", keys_table(kind.Params)]
         space = [
-            [f"`{key}`", f"`{next(iter(range_))}`", f"{' to '.join(map(number, next(iter(range_.values()))))}"]
+            [f"`{key}`", f"`{next(iter(range_))}`", (", " if "choice" in range_ else " to ").join(map(number, next(iter(range_.values()))))]
             for key, range_ in kind.space.items()
         ]
         parts += ["Searched by `[tune]` where it names no space of its own:", table(["parameter", "kind", "range"], space)]

@@ -153,7 +153,7 @@ def test_numbers_become_normal_and_gaps_are_told() -> None:
     assert seen.shape == (4000, 2 + 1 + 2) == (4000, inputs.width)
     assert seen[:, :2].mean(0).abs().max() < 0.05
     assert (seen[:, :2].var(0) - 1).abs().max() < 0.15
-    np.testing.assert_array_equal(seen[:, 2].numpy(), np.isnan(next(iter(whole.batches())).x_NF[:, 1]))
+    np.testing.assert_array_equal(seen[:, 2].detach().numpy(), np.isnan(next(iter(whole.batches())).x_NF[:, 1]))
 
 
 def test_quantiles_of_few_values_are_those_values() -> None:
