@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
-STACKS = ("granian-rsgi", "granian-rsgi-asyncio", "granian-asgi", "uvicorn-asgi", "tidemill-inline", "tidemill-threads")
+STACKS = ("granian-rsgi", "granian-rsgi-asyncio", "granian-asgi", "uvicorn-asgi", "protocol", "tidemill-inline", "tidemill-threads")
 ECHO = "granian-rsgi"
 BODY = '{"distance": 1400.0, "fare": 12.5, "seats": 3, "carrier": "UA", "weekend": true, "departs": "2013-06-01T19:30:00Z"}'
 CONNECTIONS = (1, 64)

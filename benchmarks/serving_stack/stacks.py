@@ -29,6 +29,36 @@ async def asgi_echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+class ProtocolEcho(asyncio.Protocol):
+    """What our server is at its barest: a parser on a transport, no task a request."""
+
+    def connection_made(self, transport: Any) -> None:
+        import httptools
+
+        self._transport, self._parser = transport, httptools.HttpRequestParser(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        self._body = body
+
+    def on_message_complete(self) -> None:
+        made = msgspec.json.encode({"y": msgspec.json.decode(self._body)["distance"]})
+        self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(made) + made)
+
+
+def protocol(port: int) -> None:
+    import uvloop
+
+    async def main() -> None:
+        server = await asyncio.get_running_loop().create_server(ProtocolEcho, "127.0.0.1", port, backlog=1024)
+        await server.serve_forever()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
 def granian(interface: str, target: Any, port: int, *, uvloop: bool) -> None:
     from granian.constants import HTTPModes, Interfaces
     from granian.server.embed import Server
@@ -69,6 +99,7 @@ STACKS = {
     "granian-rsgi-asyncio": lambda port: granian("rsgi", RsgiEcho(), port, uvloop=False),
     "granian-asgi": lambda port: granian("asgi", asgi_echo, port, uvloop=True),
     "uvicorn-asgi": uvicorn,
+    "protocol": protocol,
     "tidemill-inline": lambda port: tidemill(port, inline_ms=1000.0),
     "tidemill-threads": lambda port: tidemill(port, inline_ms=0.0),
 }
