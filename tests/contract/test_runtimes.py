@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tidemill.core.errors import MissingDependency, NotFound, Unsupported
 from tidemill.core.load import names
-from tidemill.core.runtime import Precision, open_runtime
+from tidemill.core.runtime import Precision, open_runtime, threads_each
 from tidemill.testing.runtime import check_runtime, encoder
 
 
@@ -25,6 +26,12 @@ def test_a_runtime_keeps_its_contract(name: str, precision: Precision, tmp_path:
 def test_two_runtimes_are_known_to_work_here() -> None:
     for name in ("onnxruntime", "openvino"):
         open_runtime(name, encoder()).close()
+
+
+@pytest.mark.parametrize(("threads", "parallel", "each"), [(1, 1, 1), (4, 1, 4), (2, 2, 2), (4, 4, 1), (4, 3, 1), (4, 16, 1), (8, 1, 8)])
+def test_runs_at_once_share_the_processor_evenly(threads: int, parallel: int, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert threads_each(threads, parallel) == each
 
 
 def test_an_unknown_runtime_names_those_that_there_are() -> None:

@@ -80,8 +80,8 @@ def open_runtime(name: str, model: Path | bytes, *, threads: int = 1, parallel: 
 
 
 def threads_each(threads: int, parallel: int) -> int:
-    """Threads of one of `parallel` runs at once: an even share of the processor, at most `threads`."""
-    return max(1, min(threads, (os.cpu_count() or 1) // parallel))
+    """Threads of one of `parallel` runs at once: an even share of the processor where there are several, at most `threads`."""
+    return threads if parallel == 1 else max(1, min(threads, (os.cpu_count() or 1) // parallel))
 
 
 def fp32_alone(name: str, precision: str) -> None:
