@@ -64,3 +64,7 @@ def test_what_the_network_says_is_held_against_the_layout() -> None:
 def test_a_resolved_config_goes_through_json(optimizer: dict[str, Any]) -> None:
     made = resolve(build(NetworkConfig, {"optimizer": optimizer}, path="train"), {})
     assert build(NetworkConfig, to_plain(made), path="train") == made
+
+
+def test_ranks_are_told_nothing_of_the_rest_of_the_section() -> None:
+    assert type(resolve(TrainConfig(batch_rows=512), {})) is NetworkConfig
