@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Buffers that follow the weights while they are trained.
+RUNNING = ("running_mean", "running_var")
+
+
 class Weights:
     """What this rank holds of the model, by the names of the whole: its part of each weight, and the buffers."""
 
@@ -31,7 +35,7 @@ class Weights:
 
 
 class Average:
-    """A moving average of the weights, by torch.optim.swa_utils.
+    """A moving average of the weights and of the running statistics of norms, which belong to them, by torch.optim.swa_utils.
 
     It forgets faster at first, min(decay, (1 + n) / (10 + n)) after n steps, or the untrained weights would stay in it for long.
     """
@@ -39,8 +43,10 @@ class Average:
     def __init__(self, weights: Weights, *, decay: float) -> None:
         self._decay = decay
         self.steps = 0
-        self.averages = {name: weight.clone() for name, weight in weights.weights.items()}
-        self._pairs = [(local(self.averages[name]), local(weight)) for name, weight in weights.weights.items()]
+        statistics = {name: buffer for name, buffer in weights.buffers.items() if name.endswith(RUNNING)}
+        moving = {**weights.weights, **statistics}
+        self.averages = {name: weight.clone() for name, weight in moving.items()}
+        self._pairs = [(local(self.averages[name]), local(weight)) for name, weight in moving.items()]
         self._groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
         for average, weight in self._pairs:
             group = self._groups.setdefault((weight.dtype, weight.device), ([], []))
@@ -67,4 +73,4 @@ class Average:
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor, sharing its memory."""
     held: Any = tensor
-    return held.to_local() if hasattr(held, "to_local") else held  # type: ignore[no-any-return]
+    return held.to_local() if hasattr(held, "to_local") else held
