@@ -132,7 +132,7 @@ def resolve(config: NetworkConfig, defaults: Mapping[str, Any]) -> NetworkConfig
     tokens = config.batch_tokens is not None
     own = NetworkConfig(**{known.name: getattr(config, known.name) for known in dataclasses.fields(NetworkConfig)})  # of a larger [train]
     filled = _filled(_filled(own, defaults), FALLBACK)
-    others = {key: None for key, names in _OF.items() if filled.optimizer.name not in names}
+    others: dict[str, Any] = {key: None for key, names in _OF.items() if filled.optimizer.name not in names}
     filled = dataclasses.replace(filled, optimizer=dataclasses.replace(filled.optimizer, **others))
     filled = dataclasses.replace(filled, batch_size=None) if tokens else dataclasses.replace(filled, batch_tokens=None)
     filled.check()

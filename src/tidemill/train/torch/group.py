@@ -37,4 +37,4 @@ def summed(values: Sequence[float], *, copies: int = 1) -> list[float]:
 def _many() -> bool:
     import torch.distributed as dist
 
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return bool(dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)

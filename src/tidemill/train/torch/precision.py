@@ -41,7 +41,8 @@ class Precision:
             return contextlib.nullcontext()
         import torch
 
-        return torch.autocast(self.device, dtype=self.param_dtype)
+        cast: contextlib.AbstractContextManager[Any] = torch.autocast(self.device, dtype=self.param_dtype)
+        return cast
 
 
 class LossScale:

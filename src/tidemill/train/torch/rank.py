@@ -152,9 +152,9 @@ def train(job: Job, *, events: Events, on_round: OnRound | None) -> Result:
         record.close()
         if trace is not None:
             trace.close()
-    return Result(
-        progress=progress, state=parallel.full_state(), steps=record.lines, speed=record.speed(), profile=trace.report if trace else {}
-    )
+    with pulse().patient("gathering the weights"):
+        state = parallel.full_state()
+    return Result(progress=progress, state=state, steps=record.lines, speed=record.speed(), profile=trace.report if trace else {})
 
 
 def _loader(job: Job, rows: Mapping[str, Any], layout: Layout, rank: int, *, evaluates: bool = False) -> Loader:

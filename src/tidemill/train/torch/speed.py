@@ -63,7 +63,7 @@ def _flops(build: Callable[[], nn.Module], inputs: dict[str, tuple[tuple[int, ..
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             module = build()
-            made = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in inputs.items()}  # type: ignore[call-overload]
+            made = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in inputs.items()}
             with FlopCounterMode(display=False) as counter:
                 module(**made).sum().backward()
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,21 +55,20 @@ class Trace:
         """`step_ms`, the `shares` of it, and a sentence, `said`; empty until enough steps have passed."""
         self._profiler.start()
 
-    def steps(self, batches: Iterable[Step]) -> Iterator[Step]:
+    def steps(self, batches: Generator[Step, None, None]) -> Generator[Step, None, None]:
         """The same steps, the wait for each marked."""
         from torch.profiler import record_function
 
-        waiting = iter(batches)
         try:
             while True:
                 with record_function(WAIT):
-                    step = next(waiting, None)
+                    step = next(batches, None)
                 if step is None:
                     return
                 yield step
                 self._step()
         finally:
-            waiting.close()  # type: ignore[attr-defined]
+            batches.close()
 
     def close(self) -> None:
         """End it, though it may have seen too few steps."""

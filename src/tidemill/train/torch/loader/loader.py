@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
@@ -118,7 +118,7 @@ class Loader:
         self._next = int(position["epoch"]), int(position["step"])
         return self._next
 
-    def steps(self, epoch: int, start: int = 0) -> Iterator[Step]:
+    def steps(self, epoch: int, start: int = 0) -> Generator[Step, None, None]:
         """The steps of an epoch from `start` on, made ready ahead. Close the iterator to stop the workers before the end.
 
         Raises:

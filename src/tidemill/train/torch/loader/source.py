@@ -27,10 +27,14 @@ class Source(Protocol):
     Every method but `__init__` may be called from several threads at once. Arrays that are given out are never written to by either side.
     """
 
-    sizes: Sequence[int]
-    """Rows of each block, in the order of the split."""
-    sizes_bytes: Sequence[int]
-    """What each block takes in memory, about."""
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Rows of each block, in the order of the split."""
+
+    @property
+    def sizes_bytes(self) -> Sequence[int]:
+        """What each block takes in memory, about."""
+
     weighted: bool
     """Whether rows have weights."""
     targets_per_row: int
