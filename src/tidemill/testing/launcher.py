@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tidemill.core.errors import ConfigError
+from tidemill.core.errors import ConfigError, Unavailable
 from tidemill.core.events import Event, Events
 from tidemill.core.launcher import Launcher, Outcome, RankJob, RanksFailed, Resources
 from tidemill.core.ranks.pulse import pulse
@@ -94,8 +94,12 @@ def fall(arguments: Mapping[str, Any]) -> int:
         if rank != 1:
             pulse().step(4)
             pulse().doing("waiting for rank 1")
-            time.sleep(600)
+            while not (folder / "gone").exists():
+                time.sleep(0.05)
+            raise Unavailable("rank 1 must be there, is gone")
         time.sleep(1.0)  # so that step 3 is told
+        if arguments["how"] == "vanish":
+            (folder / "gone").touch()
         _HOW[arguments["how"]]()
     child.kill()
     child.wait()
@@ -115,6 +119,7 @@ _HOW: Mapping[str, Callable[[], Any]] = {
     "raise": _raise,
     "refuse": _refuse,
     "leave": lambda: os._exit(0),
+    "vanish": lambda: os._exit(3),
     "hang": lambda: time.sleep(600),
     "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
 }
@@ -171,9 +176,12 @@ def _names_who_raised_and_stops_the_others(launcher: Launcher, folder: Path) -> 
 
 
 def _names_who_ended_early(launcher: Launcher, folder: Path) -> None:
-    failure = _fails(launcher, _fall(folder, "leave")).failures[0]
+    failure = _fails(launcher, _fall(folder / "leave", "leave")).failures[0]
     assert (failure.rank, failure.cause) == (1, "ended"), "code 0 without a result is no success"
-    _nothing_is_left(folder)
+    _nothing_is_left(folder / "leave")
+    failure = _fails(launcher, _fall(folder / "vanish", "vanish")).failures[0]
+    assert (failure.rank, failure.cause, failure.detail) == (1, "ended", "3"), "not who raises because it is gone"
+    _nothing_is_left(folder / "vanish")
 
 
 def _names_who_hangs(launcher: Launcher, folder: Path) -> None:

@@ -137,9 +137,10 @@ class _Attempt:
 
         def order(rank: int) -> tuple[int, float, int]:
             code, end = self._ended[rank].code, _end(self._folder, rank)
-            if code < 0 and -code != signal.SIGABRT:  # libraries abort when a peer is gone
-                return 0, 0.0, rank
-            return (1, float(end.get("at", self._ended[rank].at)), rank) if "error" in end else (2, self._ended[rank].at, rank)
+            if "error" in end:
+                return 1, float(end["at"]), rank
+            # Who went without a word went first, but for libraries that abort when a peer is gone.
+            return (2 if -code == signal.SIGABRT else 0), self._ended[rank].at, rank
 
         rank = min(bad, key=order)
         code, error = self._ended[rank].code, _end(self._folder, rank).get("error")

@@ -221,9 +221,12 @@ class Checkpoints:
                 tensors, storage_writer=Writer(partial, facts), planner=_save_planner(), process_group=self._group, no_dist=self._group is None
             )  # fmt: skip
         except CheckpointException as error:
-            first = next((cause for cause, _ in error.failures.values()), error)
+            causes = [cause for cause, _ in error.failures.values()]
+            disk = next((cause for cause in causes if isinstance(cause, OSError) and not isinstance(cause, ConnectionError)), None)
+            if disk is None:  # a rank is gone: the next attempt may save
+                raise RuntimeError(f"the checkpoint of step {step} was cut short: {causes[0] if causes else error}") from error
             raise Unavailable(
-                f"the checkpoint of step {step} must be written to {self._folder}: {first}", hint="what was saved before is kept"
+                f"the checkpoint of step {step} must be written to {self._folder}: {disk}", hint="what was saved before is kept"
             ) from error
         if self._rank == 0:
             with disk_errors(self._folder):
