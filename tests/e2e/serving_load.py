@@ -79,7 +79,7 @@ ledger = Ledger(said["ledger"]) if said["ledger"] else None
 
 def tell(event):
     line = json.dumps({"kind": event.kind, "message": event.message, "level": event.level, **event.fields}, default=str)
-    sys.stdout.write(line + "\n")  # in one piece: two threads may tell at once
+    sys.stdout.write(line + "\\n")  # in one piece: two threads may tell at once
     sys.stdout.flush()
 
 try:
