@@ -159,7 +159,7 @@ def test_names_are_such_as_kubernetes_takes(name: str, expected: str) -> None:
         ({"layout": "kserve", "storage_uri": "s3://a\nb: c"}, "--storage-uri: must be like s3://"),
         ({"layout": "triton", "storage_uri": "s3://a"}, "--storage-uri: must go with --layout kserve"),
         ({"layout": "triton", "max_batch": -1}, "--max-batch: must be in 0"),
-        ({"layout": "bento"}, "--layout: must be one of triton, kserve, got 'bento'"),
+        ({"layout": "bento"}, "--layout: must be one of triton, kserve, transformers, got 'bento'"),
     ],
 )
 def test_a_wrong_call(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
