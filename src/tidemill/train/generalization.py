@@ -35,6 +35,10 @@ _SMALLER = {
     "xgboost": "a smaller max_depth, a larger min_child_weight or reg_lambda, a subsample below 1, or more rows",
     "linear": "a larger l2, fewer features, or more rows",
     "random_forest": "a smaller max_depth, or more rows",
+    "mlp": "a larger dropout, a smaller width, train.early_stopping, or more rows",
+    "dcn": "a larger dropout, a smaller width, train.early_stopping, or more rows",
+    "text": "a larger dropout, fewer train.epochs, or more rows",
+    "image": "more augmentation, fewer train.epochs, or more rows",
 }
 _LARGER = {
     "xgboost": "a larger max_depth, or features that say more",
