@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Lengths are filled up to a multiple, so that there are few shapes.
 _LENGTHS = 16
+# Inputs whose axis 1 is a length.
+_BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
 # A token whose target is this is not counted, as in torch.
 _IGNORED = -100
 
@@ -33,13 +35,14 @@ def even(micro: Sequence[MicroBatch], device: torch.device, *, agree: bool) -> l
 def even_inputs(inputs: Mapping[str, Tensor], device: torch.device, *, agree: bool) -> dict[str, Tensor]:
     """The same for the inputs of an evaluation."""
     num_rows, length = _largest([inputs], device, agree=agree)
-    return {name: _grown(value, num_rows - len(value), length if _by_token(value) else None) for name, value in inputs.items()}
+    return {name: _grown(value, num_rows - len(value), length if name in _BY_TOKEN else None) for name, value in inputs.items()}
 
 
 def _largest(batches: Sequence[Mapping[str, Tensor]], device: torch.device, *, agree: bool) -> tuple[int, int]:
     """The largest number of rows, and the largest length, rounded up."""
-    tensors = [tensor for inputs in batches for tensor in inputs.values()]
-    wanted = torch.tensor([max(map(len, tensors)), max([1, *(tensor.shape[1] for tensor in tensors if _by_token(tensor))])], device=device)
+    rows = max(len(value) for inputs in batches for value in inputs.values())
+    lengths = [value.shape[1] for inputs in batches for name, value in inputs.items() if name in _BY_TOKEN]
+    wanted = torch.tensor([rows, max([1, *lengths])], device=device)
     if agree:
         torch.distributed.all_reduce(wanted, op=torch.distributed.ReduceOp.MAX)
     num_rows, length = (int(value) for value in wanted)
@@ -54,7 +57,7 @@ def _filled(one: MicroBatch, num_rows: int, length: int) -> MicroBatch:
     token_target = one.target.ndim == 2
     return dataclasses.replace(
         one,
-        inputs={name: _grown(value, missing, length if _by_token(value) else None) for name, value in one.inputs.items()},
+        inputs={name: _grown(value, missing, length if name in _BY_TOKEN else None) for name, value in one.inputs.items()},
         target=_grown(one.target, missing, length if token_target else None, fill=_IGNORED if token_target else 0),
         weight=None if weight is None else _grown(weight, missing, length if weight.ndim == 2 else None),
     )
@@ -66,8 +69,3 @@ def _grown(value: Tensor, missing: int, length: int | None, *, fill: int = 0) ->
     if missing:
         value = torch.cat((value, value.new_full((missing, *value.shape[1:]), fill)))
     return value
-
-
-def _by_token(value: Tensor) -> bool:
-    """Whether axis 1 is a length: tokens are whole numbers, features are not."""
-    return bool(value.ndim == 2 and value.dtype == torch.int64)
