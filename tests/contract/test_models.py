@@ -223,7 +223,9 @@ def test_a_round_has_a_pace(case: tuple[str, str, Any]) -> None:
 
 def test_no_validation_rows_are_needed(case: tuple[str, str, Any]) -> None:
     kind, task, _ = case
-    fitted = model_of(kind).fit(matrix(task, seed=0), None, task=task, num_classes=TASKS[task], params=params_of(kind, task), seed=0, threads=1)
+    fitted = model_of(kind).fit(
+        matrix(task, seed=0), None, task=task, num_classes=TASKS[task], params=params_of(kind, task), seed=0, threads=1
+    )
     assert np.isfinite(fitted.predict(rows(task, seed=2)[0])).all()
 
 

@@ -203,9 +203,10 @@ class Predictor:
         self.runtime: Runtime = self._graph.runtime
         # What texts are brought to multiples of.
         self.length_step = 1
-        if self.runtime.compiles_shapes and hasattr(self._preprocess, "pad_to"):
+        pad_to = getattr(self._preprocess, "pad_to", None)
+        if self.runtime.compiles_shapes and pad_to is not None:
             self.length_step = LENGTH_STEP
-            self._preprocess.pad_to(LENGTH_STEP)
+            pad_to(LENGTH_STEP)
         self.signature: RowSignature = ImageSignature(package.schema) if package.kind == "image" else self._graph.signature
         self._bulk: BulkGraph | None = None
         self._output = ["probability"] if package.classes else ["prediction"]

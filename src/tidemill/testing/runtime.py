@@ -10,6 +10,7 @@ import gc
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def _sleeps_while_idle(runtime: Runtime) -> None:
 def _closes(runtime: Runtime) -> None:
     runtime.close()
     for alone in (True, False):
-        _refuses((RuntimeError,), lambda alone=alone: runtime.run(tokens(1, 1), alone=alone))
+        _refuses((RuntimeError,), partial(runtime.run, tokens(1, 1), alone=alone))
 
 
 def _refuses(kinds: tuple[type[Exception], ...], call: Callable[[], object]) -> None:
