@@ -270,7 +270,7 @@ def addresses(server: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
     end = time.time() + 60
     while time.time() < end and server.poll() is None:
         for port in listening(processes(server.pid)):
-            with suppress(OSError, ValueError), urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+            with suppress(OSError, ValueError, http.client.HTTPException), urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
                 if json.loads(answer.read())["status"] == "healthy":
                     others = [other for other in listening(processes(server.pid)) if other != port]
                     if others:

@@ -47,7 +47,7 @@ class Batches:
         usual = TOKENS_AT_ONCE if model.has_tokens and model.predictor.runtime.device == "cpu" else inf
         most = Bounds(rows=config.max_rows, cost=config.max_tokens or usual, step=model.predictor.length_step)
         name = f"{model.name}-{model.version}"
-        self.queue = Queue(self, config, slots=slots, unit_s=unit_s, name=name, told=self.counted.run, most=most)
+        self.queue = Queue(_Runs(model), config, slots=slots, unit_s=unit_s, name=name, told=self.counted.run, most=most)
         self.deadline_ms = config.deadline_ms if config.deadline_ms is not None else model.promised_ms
 
     def is_quick(self, count: int) -> bool:
@@ -79,12 +79,6 @@ class Batches:
         looked.then(partial(_told, job, mine, perf_counter()))
         return None
 
-    def sizes(self, given: Rows) -> list[int]:
-        return rows.sizes(self.model, given)
-
-    def answer(self, parts: list[Rows], *, alone: bool) -> Answers:
-        return rows.answer(self.model, parts, alone=alone)
-
     def close(self) -> None:
         """Return when what was taken is answered."""
         self.queue.close()
@@ -97,6 +91,19 @@ class Batches:
             self._turn.run_alone(job)
         else:
             self._turn.submit(job)
+
+
+class _Runs:
+    """What the queue runs: the model, and nothing that knows the queue."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def sizes(self, given: Rows) -> list[int]:
+        return rows.sizes(self._model, given)
+
+    def answer(self, parts: list[Rows], *, alone: bool) -> Answers:
+        return rows.answer(self._model, parts, alone=alone)
 
 
 def _land(looked: Looked, ran: Job) -> None:

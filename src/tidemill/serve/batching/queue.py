@@ -55,7 +55,9 @@ class Queue:
         self._closed = False
         self._lock = threading.Lock()
         self._came = threading.Condition(self._lock)
-        self._threads = [threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True) for i in range(slots)]
+        self._name = name
+        # Started by the first job. None are kept unstarted or ended: they know the queue, and a circle would keep a model that is unloaded.
+        self._threads: list[threading.Thread] = []
 
     def submit(self, job: Job) -> None:
         """Let a job wait for its turn; `done` is called from a runner.
@@ -73,9 +75,8 @@ class Queue:
             if self._closed:
                 raise Unavailable("the model is being unloaded", retry_after_s=1)
             self._admit(job, sum(size_N), now)
-            if not self._jobs and not self._threads[0].ident:
-                for thread in self._threads:
-                    thread.start()
+            if not self._threads:
+                self._start()
             self._jobs += 1
             for _ in range(self._slots):
                 self._add_next(split, now)
@@ -85,9 +86,9 @@ class Queue:
         with self._lock:
             self._closed = True
             self._came.notify_all()
-        for thread in self._threads:
-            if thread.ident:
-                thread.join()
+            threads, self._threads = self._threads, []
+        for thread in threads:
+            thread.join()
 
     def learn(self, job: Job, now: float) -> None:
         """Take from an answer that is about to go out how far off its prediction was."""
@@ -99,6 +100,11 @@ class Queue:
     def jobs(self) -> int:
         """How many wait or run."""
         return self._jobs
+
+    def _start(self) -> None:
+        self._threads = [threading.Thread(target=self._run, name=f"{self._name}-{i}", daemon=True) for i in range(self._slots)]
+        for thread in self._threads:
+            thread.start()
 
     def _admit(self, job: Job, cost: int, now: float) -> None:
         wait_s = (self._waiting.cost(job.priority) + self._running / 2) * self._speed.unit_s / self._slots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -102,6 +103,8 @@ def _retire(app: App, models: Iterable[Model]) -> None:
 
 def give_back_memory() -> None:
     """Return what closed models leave behind to the system, which the C library's allocator would keep for later."""
-    # A closed model's memory went with its last reference. A collection of cycles would hold up every request for a tenth of a second.
+    # Most of a closed model's memory went with its last reference. What reads its requests holds classes made for it, which are circles, and
+    # serving looks for those too seldom to keep memory level through many versions. What there was at the start is frozen and not looked through.
+    gc.collect()
     with suppress(OSError, AttributeError):  # another C library knows no such call
         ctypes.CDLL(None).malloc_trim(0)
