@@ -29,7 +29,10 @@ def paths(model: Model, key: str, *, first: bool, errors: Mapping[str, str]) -> 
     """
     tag = f"{model.name} {model.version}"
     v1, v2 = addresses("/v1", model, first=first)[0], addresses("/v2", model, first=first)[0]
-    many = {"type": "object", "properties": {"instances": {"type": "array", "items": {"$ref": f"#/components/schemas/Record-{key}"}}}}
+    instance: dict[str, Any] = {"$ref": f"#/components/schemas/Record-{key}"}
+    if model.text_column or model.image_column:  # the text or the image by itself, bytes as TensorFlow Serving writes them
+        instance = {"anyOf": [instance, _TEXT, {"type": "object", "properties": {"b64": _TEXT}, "required": ["b64"]}]}
+    many = {"type": "object", "properties": {"instances": {"type": "array", "items": instance}}}
     # Of a model of one answer they are that answer itself.
     answers = {"type": "object", "properties": {"predictions": {"type": "array"}}, "required": ["predictions"]}
     refused = {status: _told(text, ERROR) for status, text in errors.items()}
