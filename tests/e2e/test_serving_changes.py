@@ -52,6 +52,8 @@ def test_versions_change_under_load_and_no_request_fails(
         for wanted in range(2, 7):
             ledger.promote("tiny", wanted, why="newer")
             serving.until(lambda wanted=wanted: version(server) == str(wanted) and str(wanted) in callers.versions())
+        # Replicas switch one after the other, within milliseconds; the deployment stands at a version when all have.
+        serving.until(lambda: server.get("/health")["deployment"][0]["version"] == "6")
         assert callers.failures == []
         assert callers.versions() == {"1", "2", "3", "4", "5", "6"}
         # What came after the change came from the new one: nobody is left with an old one.

@@ -201,7 +201,7 @@ def test_calibration_needs_validation_rows(finished_stages: Stages, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("precision", "bf16"), ("epochs", 3), ("optimizer", {"name": "sgd"}), ("parallel", {"data": 2}), ("fault", {"nan": "skip"})],
+    [("precision", "bf16"), ("epochs", 3), ("optimizer", {"name": "sgd"}), ("parallel", {"tensor": 2}), ("ema", 0.9)],
 )
 def test_what_is_for_networks_is_refused_beside_trees(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"train.{key}: is for networks, got model.kind 'xgboost'"):
