@@ -8,7 +8,6 @@ step, from before the network was built: of tensors alone, whatever the process 
 
 from __future__ import annotations
 
-import bisect
 import ctypes
 import gc
 import os
@@ -20,8 +19,6 @@ import numpy as np
 
 _M_MMAP_THRESHOLD = -3
 _MARK = "the step that counts"
-# Divided tensors leave circles behind, which Python finds when it looks: the least of some steps is what a step needs.
-_STEPS = 4
 
 
 def measure(arguments: Mapping[str, Any]) -> dict[str, float]:
@@ -106,25 +103,20 @@ def _step(parallel: Any, chosen: Any, step: Any, lose: Any) -> None:
 
 
 def count(arguments: Mapping[str, Any]) -> int:
-    """Most bytes that PyTorch's allocator has given out in the leanest of some steps, counted from before the network is built."""
+    """Most bytes that PyTorch's allocator has given out in one step, counted from before the network is built."""
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    gc.collect()  # what an earlier count left in circles would be counted as given back in this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         made = _steps(arguments, 2)
-        for _ in range(_STEPS):
-            gc.collect()
-            with record_function(_MARK):
-                _step(*made)
+        with record_function(_MARK):
+            _step(*made)
     events = found.profiler.kineto_results.events()
-    starts = sorted(event.start_ns() for event in events if event.name() == _MARK)
-    most = [0] * (_STEPS + 1)
-    now = 0
+    start = next(event.start_ns() for event in events if event.name() == _MARK)
+    most = now = 0
     for event in sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns()):
         now += event.nbytes()
-        step = bisect.bisect_right(starts, event.start_ns())
-        most[step] = max(most[step], now)
-    return min(most[1:])
+        most = max(most, now) if event.start_ns() >= start else most
+    return most
 
 
 def _resident(field: str) -> int:

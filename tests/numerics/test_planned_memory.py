@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -28,11 +27,10 @@ def benchmark() -> ModuleType:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_peak_memory_is_planned(name: str, benchmark: ModuleType, ranks: Any) -> None:
+def test_peak_memory_is_planned_within_a_tenth(name: str, benchmark: ModuleType) -> None:
     case = benchmark.HEAVY if "stage" in name else benchmark.ACTIVE
     layout = benchmark.LAYOUTS[name]
     told = benchmark.arguments({**case, "shape": {**case["shape"], "depth": 4}}, layout)
-    held = ranks.run(f"{FOLDER}/peak.py:count", ranks=benchmark.num_ranks(layout), timeout_s=240.0, arguments=told)
-    # A step over divided tensors leaves circles that Python lets go when it looks, at times after the peak: up to a seventh on top in a process
-    # that holds as much as a test's. Fresh ones, in benchmarks/planner, are within a tenth.
-    assert benchmark.planned(told).total == pytest.approx(max(held), rel=0.2 if "TP" in name else 0.1)
+    # Of fresh processes: what the profiler counts in one that did other things drifts, with divided tensors most of all.
+    held = [rank["resident"] for rank in benchmark.measured(told)]
+    assert benchmark.planned(told).total == pytest.approx(max(held), rel=0.1)

@@ -156,11 +156,10 @@ class Parallel:
         """
         self._spread.settle()
         (part,) = self.parts
-        held: Mapping[str, Any] = part.state_dict()
         if self.mesh is None:
-            return {name: value.detach().cpu().clone() for name, value in held.items()}
+            return {name: value.detach().cpu().clone() for name, value in part.state_dict().items()}
         self._agree_statistics(self.mesh)
-        held = part.state_dict()
+        held: Mapping[str, Any] = part.state_dict()
         stage, first = self.mesh.get_local_rank("pipeline"), torch.distributed.get_rank() == 0
         leads = self.layout.rank_of(pipeline=stage) == torch.distributed.get_rank()
         state: dict[str, Tensor] = {}
