@@ -131,13 +131,22 @@ def test_two_aliases_may_come_to_the_same_version_and_part_again(serving: Any, l
 def test_a_ledger_that_goes_away_changes_nothing(serving: Any, ledger: Ledger, register: Register, tmp_path: Path) -> None:
     register()
     with serving.served("tiny", ledger=tmp_path / "ledger.db") as server:
+        # It answers before it has entered that it does: an entry under way would write the ledger whole again, over what lies there.
+        serving.until(lambda: "deployed" in {entry.kind for entry in ledger.history("tiny")})
         content = (tmp_path / "ledger.db").read_bytes()
-        (tmp_path / "ledger.db").write_bytes(b"no database at all " * 100)
+        exchange(tmp_path / "ledger.db", b"no database at all " * 100)
         serving.until(lambda: server.events("serve.ledger"))
         assert server.post("/predict", EXAMPLE)[0] == 200
-        (tmp_path / "ledger.db").write_bytes(content)
+        exchange(tmp_path / "ledger.db", content)
         ledger.promote("tiny", register(), why="newer")
         serving.until(lambda: version(server) == "2")
+
+
+def exchange(file: Path, content: bytes) -> None:
+    """Put a file in the place of one, in one piece."""
+    other = file.with_name("exchanged")
+    other.write_bytes(content)
+    other.replace(file)
 
 
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
