@@ -27,6 +27,7 @@ TABLE: dict[str, dict[str, str]] = {
     "engine": {"local": "tidemill.engines.local.engine:LocalEngine"},
     "model": {
         "dcn": "tidemill.models.networks.dcn:Dcn",
+        "decoder": "tidemill.models.networks.decoder:Decoder",
         "ensemble": "tidemill.models.ensemble:Ensemble",
         "image": "tidemill.models.networks.image:Image",
         "linear": "tidemill.models.linear:Linear",
@@ -74,9 +75,12 @@ TABLE: dict[str, dict[str, str]] = {
         "openvino": "tidemill.core.runtimes.openvino:OpenVino",
         "cuda": "tidemill.core.runtimes.onnx_runtime:Cuda",
         "tensorrt": "tidemill.core.runtimes.onnx_runtime:TensorRT",
+        "torch": "tidemill.core.runtimes.torch_ranks:TorchRanks",
     },
     # Where ranks run.
     "launcher": {"local": "tidemill.engines.local.launcher:LocalLauncher", "ray": "tidemill.engines.ray.launcher:RayLauncher"},
+    # What a rank does.
+    "rank": {"network": "tidemill.train.torch.answer:run"},
     # A package's declared preprocessing: from row inputs to the graph's.
     "preprocess": {"text": "tidemill.packaging.text:Tokenize", "image": "tidemill.packaging.image:Decode"},
     # From a table in memory to what a stage writes, for conformance suites.

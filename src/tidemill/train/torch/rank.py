@@ -7,9 +7,7 @@ runs by hand, on one or many machines, what a launcher runs: `run`, with the arg
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +28,12 @@ from tidemill.train.torch.loop import Loop, OnRound, Progress, num_steps
 from tidemill.train.torch.objective import objective
 from tidemill.train.torch.parallel.layout import Layout
 from tidemill.train.torch.parallel.parallel import parallelize
+from tidemill.train.torch.place import group, own_device, place
 from tidemill.train.torch.precision import Precision
 from tidemill.train.torch.record import Record
 from tidemill.train.torch.sources import opened
 from tidemill.train.torch.speed import work
 from tidemill.train.torch.trace import Trace
-from tidemill.train.torch.watch import watch_collectives
 
 WEIGHTS = "weights.safetensors"
 MEASURED = "train.measured"
@@ -89,7 +87,7 @@ def run(arguments: Mapping[str, Any]) -> dict[str, Any]:
             "config": build_struct(NetworkConfig, arguments["config"], path="train"),
         }
     )
-    with _group():
+    with group():
         result = train(job, events=pulse().events, on_round=_tell)
         if result.state is not None:
             need("safetensors.torch", "a network").save_file(result.state, Path(arguments["folder"]) / WEIGHTS)
@@ -99,9 +97,9 @@ def run(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def train(job: Job, *, events: Events, on_round: OnRound | None) -> Result:
     """Train this rank's part to the end. The default process group stands where there is more than one rank."""
     config, kind = job.config, job.kind
-    rank, ranks = _place()
+    rank, ranks = place()
     layout = Layout.of(config.parallel, ranks=ranks, micro_batches=config.accumulate)
-    device = _device()
+    device = own_device()
     task = {"task": job.shape.task, "scale": getattr(job.shape, "scale", 1.0)}
 
     def build() -> torch.nn.Module:
@@ -189,32 +187,3 @@ def _shape_of(kind: Any) -> type:
 
     made: type = get_type_hints(kind.shape)["return"]
     return made
-
-
-def _place() -> tuple[int, int]:
-    import torch.distributed as dist
-
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
-def _device() -> torch.device:
-    """This rank's GPU, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
-
-
-@contextmanager
-def _group() -> Iterator[None]:
-    """The default process group, by torchrun's variables."""
-    import torch.distributed as dist
-
-    device = _device()
-    watch_collectives()
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
