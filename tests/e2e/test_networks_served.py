@@ -51,16 +51,21 @@ def asked(package: Package, record: dict[str, Any]) -> Any:
         app.close()
 
 
-@pytest.fixture(scope="module")
-def texts(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
+def said() -> pa.Table:
+    """Sentences that use good words or bad ones."""
     rng = np.random.default_rng(0)
     words = {True: ["good", "great", "fine"], False: ["bad", "awful", "dull"]}
     liked_N = rng.random(200) < 0.5
-    said = [" ".join(rng.permutation(["the", "film", "was", *rng.choice(words[bool(liked)], 2)]).tolist()) for liked in liked_N]
-    said[0] = ""
+    texts = [" ".join(rng.permutation(["the", "film", "was", *rng.choice(words[bool(liked)], 2)]).tolist()) for liked in liked_N]
+    texts[0] = ""
+    return pa.table({"said": texts, "target": liked_N, "number": np.arange(200)})
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
     return made(
         tmp_path_factory.mktemp("texts"),
-        pa.table({"said": said, "target": liked_N, "number": np.arange(200)}),
+        said(),
         data={"keys": ["number"]},
         model={"kind": "text", "encoder": str(tiny_encoder), "max_length": 12, "dropout": 0.0, "calibrate": "platt"},
         train={"epochs": 20, "batch_size": 16, "optimizer": {"learning_rate": 5e-3}},
@@ -77,6 +82,23 @@ def test_texts_are_learned_and_served(texts: Package) -> None:
     assert alone is not None
     assert answer["probability"] == pytest.approx(alone[0, 1], abs=1e-6)
     assert asked(texts, {"said": "good " * 300})[0] == 200
+
+
+def test_a_decoder_learns_texts_and_is_served(tiny_encoder: Path, tmp_path: Path) -> None:
+    package = made(
+        tmp_path,
+        said(),
+        data={"keys": ["number"]},
+        model={"kind": "decoder", "tokenizer": str(tiny_encoder), "max_length": 12, "depth": 2, "width": 32, "hidden": 64},
+        train={"epochs": 12, "batch_size": 16, "optimizer": {"learning_rate": 3e-3}},
+    )
+    assert package.kind == "text"
+    assert package.evidence()["quality"]["metrics"]["accuracy"]["point"] > 0.9
+    assert package.evidence()["parity"]["max_difference"] <= 1e-5
+    status, answer = asked(package, {"said": "a great great film"})
+    assert (status, answer["prediction"]) == (200, True)
+    with pytest.raises(Unsupported, match="needs a package of a text network"):
+        export(package, tmp_path / "folder", layout="transformers")
 
 
 def test_transformers_loads_what_is_exported(texts: Package, tmp_path: Path) -> None:

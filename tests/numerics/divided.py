@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tidemill.models.networks.base import Shape
-from tidemill.models.networks.decoder import Decoder, DecoderParams
+from tidemill.models.networks.decoder import Decoder, DecoderParams, Transformer
 from tidemill.models.networks.quantiles import Quantiles
 from tidemill.train.torch.loader.step import MicroBatch, Step
 from tidemill.train.torch.objective import IGNORED, objective
@@ -159,6 +159,12 @@ def decoder(params: dict[str, Any]) -> nn.Module:
     return Decoder().build(Shape(task="next_token", num_outputs=VOCABULARY), made)
 
 
+def reader(params: dict[str, Any]) -> nn.Module:
+    """A decoder that answers once for a whole text."""
+    made = DecoderParams(**{"depth": 4, "width": 32, "heads": 4, "hidden": 48, **params})
+    return Transformer(VOCABULARY, made, answers=Shape(task="multiclass", num_outputs=3))
+
+
 class Own(nn.Module):
     """A module as users write them: biases, a plan with older names, cuts by layer."""
 
@@ -237,6 +243,7 @@ def text(params: dict[str, Any]) -> nn.Module:
 
 NETWORKS: dict[str, Any] = {
     "decoder": (decoder, "next_token"),
+    "reader": (reader, "texts"),
     "own": (lambda params: Own(**params), "multiclass"),
     "by_position": (lambda params: ByPosition(), "next_token"),
     "mlp": (mlp, "multiclass"),

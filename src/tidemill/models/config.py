@@ -17,7 +17,7 @@ from tidemill.models.interval import QuantileModel
 from tidemill.models.kinds import kind_of
 
 # Kinds that are known by name and not built in this version.
-UNBUILT = ("two_tower", "sequence", "decoder")
+UNBUILT = ("two_tower", "sequence")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class ModelConfig:
     """What is fitted, and how its scores become probabilities."""
 
     kind: str = "xgboost"
-    """linear | random_forest | xgboost | sklearn | ensemble | mlp | dcn | text | image | the name of an installed kind |
+    """linear | random_forest | xgboost | sklearn | ensemble | mlp | dcn | text | decoder | image | the name of an installed kind |
     "my.module:name", a class or function that gives a Model, or a function `build(shape, **params)` that gives a torch.nn.Module."""
     calibrate: str | None = None
     """platt: a logistic curve over the score, fitted on the validation rows; isotonic: any rising curve, for 500 of them or
@@ -79,6 +79,11 @@ class ModelConfig:
     def reads(self) -> str:
         """What the kind reads of a row: features, text or image."""
         return "features" if ":" in self.kind else str(getattr(load("model", self.kind), "reads", "features"))
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the kind learns a table for each feature that is codes of categories."""
+        return bool(getattr(self.model(), "embeds", False))
 
     def content(self, folder: Path) -> Any:
         """What the kind's answers depend on beside its parameters: hashes of files that they name, relative to `folder`."""

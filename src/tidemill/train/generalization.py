@@ -38,6 +38,7 @@ _SMALLER = {
     "mlp": "a larger dropout, a smaller width, train.early_stopping, or more rows",
     "dcn": "a larger dropout, a smaller width, train.early_stopping, or more rows",
     "text": "a larger dropout, fewer train.epochs, or more rows",
+    "decoder": "a larger dropout, fewer train.epochs, or more rows",
     "image": "more augmentation, fewer train.epochs, or more rows",
 }
 _LARGER = {

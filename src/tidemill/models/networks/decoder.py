@@ -1,7 +1,8 @@
 """A small GPT-like network over tokens: rotary attention, RMS norms, gated feed-forward layers.
 
-The test bed of every parallelism: it declares what tensor ranks divide (`tp_plan`) and where a pipeline may cut
-(`split_points`). Positions are rotations of queries and keys (Su et al. 2021), the feed-forward layer is SwiGLU (Shazeer
+In a project it reads a text to its end and answers from the last token; it starts from nothing but a tokenizer. With
+`Shape.task` next_token it gives the next of each token. The test bed of every parallelism: it declares what tensor ranks
+divide (`tp_plan`) and where a pipeline may cut (`split_points`). Positions are rotations of queries and keys (Su et al. 2021), the feed-forward layer is SwiGLU (Shazeer
 2020) or GELU.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,13 +18,22 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
 from tidemill.core.errors import ConfigError
+from tidemill.core.load import need
 from tidemill.models.networks.base import Shape
+from tidemill.models.networks.inputs import Head
+from tidemill.models.networks.texts import TOKENIZER, TextNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderParams:
-    """How the network is made."""
+    """How the network is made, and what it reads."""
 
+    tokenizer: str = ""
+    """tokenizer.json of the `tokenizers` library, or the folder that holds it; relative to the project. Must be given in a project."""
+    column: str | None = None
+    """Column of the texts; absent means the only one."""
+    max_length: int = field(default=128, metadata={"min": 4, "max": 8192})
+    """Tokens of a text, special ones included; the rest is cut off."""
     depth: int = field(default=4, metadata={"min": 1, "max": 1_024})
     """Layers, each of attention and a feed-forward part."""
     width: int = field(default=256, metadata={"min": 2, "max": 65_536})
@@ -36,7 +47,7 @@ class DecoderParams:
     dropout: float = field(default=0.0, metadata={"min": 0.0, "max": 0.9})
     """Share of what each part adds that a training step leaves out."""
     tied: bool = False
-    """Whether the head's weights are those of the tokens' vectors."""
+    """Whether the head's weights are those of the tokens' vectors; for next_token alone."""
 
     def check(self) -> None:
         """Raise ConfigError where heads and width do not go together."""
@@ -44,20 +55,56 @@ class DecoderParams:
             raise ConfigError(f"model.width: must be a multiple of 2 x model.heads, got width {self.width} with heads {self.heads}")
 
 
-class Decoder:
-    """Builds `Transformer`s; `Shape.num_outputs` is the vocabulary."""
+class Decoder(TextNetwork):
+    """Builds `Transformer`s. Of next_token, `Shape.num_outputs` is the vocabulary; of the others the tokenizer says it."""
 
-    ref = "tidemill.models.networks.decoder:Decoder"
+    ref = "decoder"
     Params: ClassVar[type] = DecoderParams
-    defaults: ClassVar[Mapping[str, Any]] = {"epochs": 1, "batch_size": 32, "optimizer": {"learning_rate": 3e-4}, "clip": 1.0}
+    space: ClassVar[Mapping[str, Mapping[str, Any]]] = {"depth": {"int": [1, 6]}, "dropout": {"float": [0.0, 0.3]}}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "epochs": 5,
+        "batch_size": 32,
+        "early_stopping": 2,
+        "optimizer": {"learning_rate": 3e-4},
+        "clip": 1.0,
+    }
+
+    def source(self, params: DecoderParams, folder: Path) -> Path:
+        if not params.tokenizer:
+            raise ConfigError("model.tokenizer: must name a tokenizer.json, or the folder that holds one; got none")
+        found = (folder / Path(params.tokenizer).expanduser()).resolve()
+        found = found.parent if found.name == TOKENIZER else found
+        if not (found / TOKENIZER).is_file():
+            raise ConfigError(
+                f"model.tokenizer: {found} must hold {TOKENIZER}, has none", hint="the tokenizers library writes it: Tokenizer.save"
+            )
+        return found
+
+    def vocabulary(self, source: Path) -> int:
+        try:
+            known = need("tokenizers", "a text network").Tokenizer.from_file(str(source / TOKENIZER)).get_vocab()
+        except Exception as error:  # the library raises Exception itself
+            raise ConfigError(f"model.tokenizer: {source / TOKENIZER} must be a tokenizer of the tokenizers library: {error}") from error
+        return 1 + max(known.values(), default=0)
 
     def build(self, shape: Shape, params: DecoderParams) -> nn.Module:
+        return self.rebuild(shape, params, None)
+
+    def rebuild(self, shape: Shape, params: DecoderParams, folder: Path | None) -> nn.Module:
         params.check()
-        return Transformer(shape.num_outputs, params)
+        if shape.task == "next_token":
+            return Transformer(shape.num_outputs, params)
+        if params.tied:
+            raise ConfigError("model.tied: must be false where a text has one answer, got true")
+        return Transformer(self.vocabulary(folder or self.source(params, Path(shape.folder))), params, answers=shape)
 
 
 class Transformer(nn.Module):
-    """`input_ids` [N, L], and `attention_mask` [N, L] (1 for a token, 0 for padding), to scores of the next token [N, L, V]."""
+    """`input_ids` [N, L], and `attention_mask` [N, L] (1 for a token, 0 for padding), to scores of the next token [N, L, V].
+
+    Args:
+        answers: Told, it gives scores [N, S] of the whole text from its last token instead; padding must follow the text.
+    """
 
     tp_plan: Mapping[str, str] = {
         "embed": "embedding_rowwise",
@@ -72,15 +119,19 @@ class Transformer(nn.Module):
     }
     split_points = "layers"
 
-    def __init__(self, vocabulary: int, params: DecoderParams) -> None:
+    def __init__(self, vocabulary: int, params: DecoderParams, *, answers: Shape | None = None) -> None:
         super().__init__()
         self.tp_multiples = {"heads": params.heads}
-        self.tp_plan = {name: style for name, style in type(self).tp_plan.items() if params.activation == "swiglu" or "gate" not in name}
+        absent = [] if params.activation == "swiglu" else ["layers.*.feed.gate"]
+        if answers is not None:
+            absent.append("head")  # a few numbers, whole on every rank
+        self.tp_plan = {name: style for name, style in type(self).tp_plan.items() if name not in absent}
+        self.answers_once = answers is not None
         self.embed = nn.Embedding(vocabulary, params.width)
         self.rotary = Rotary(params.width // params.heads)
         self.layers = nn.ModuleList(Layer(params) for _ in range(params.depth))
         self.norm = RmsNorm(params.width)
-        self.head = nn.Linear(params.width, vocabulary, bias=False)
+        self.head = nn.Linear(params.width, vocabulary, bias=False) if answers is None else Head(params.width, answers)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:  # what writes into the stream is scaled down by the number of writers, as in GPT-2
                 writes = name.endswith(("out.weight", "down.weight"))
@@ -95,7 +146,8 @@ class Transformer(nn.Module):
         x_NLD = self.embed(input_ids)
         for layer in self.layers:
             x_NLD = layer(x_NLD, turn, seen)
-        scores: Tensor = self.head(self.norm(x_NLD))
+        x_NLD = self.norm(x_NLD)
+        scores: Tensor = self.head(_last(x_NLD, attention_mask) if self.answers_once else x_NLD)
         return scores
 
 
@@ -178,6 +230,14 @@ def _turned(x_NHLW: Tensor, turn: Tensor) -> Tensor:
     first, second = x_NHLW.chunk(2, dim=-1)
     cos, sin = turn.to(x_NHLW.dtype)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _last(x_NLD: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """What stands for the last token of each row [N, D]."""
+    if attention_mask is None:
+        return x_NLD[:, -1]
+    last_N = (attention_mask.sum(dim=1) - 1).clamp(min=0)
+    return x_NLD.gather(1, last_N[:, None, None].expand(-1, 1, x_NLD.shape[2])).squeeze(1)
 
 
 def _seen(length: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:

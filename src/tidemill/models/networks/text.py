@@ -15,13 +15,10 @@ from torch import Tensor, nn
 from tidemill.core.artifact import hash_file
 from tidemill.core.errors import ConfigError
 from tidemill.core.load import need
-from tidemill.core.project import to_plain
-from tidemill.core.schema import NULL_STRING
-from tidemill.models import base
-from tidemill.models.networks.base import NetworkModel, Reader, Shape
+from tidemill.models.networks.base import Shape
+from tidemill.models.networks.texts import TOKENIZER, TextNetwork
 
-INPUTS = ("input_ids", "attention_mask")
-FILES = ("config.json", "tokenizer.json")
+WEIGHTS = "model.safetensors"
 
 _PURPOSE = "a text network"
 
@@ -46,15 +43,12 @@ class TextParams:
     """Share of units that a training step leaves out, in the encoder and before the head."""
 
 
-class Text(NetworkModel):
+class Text(TextNetwork):
     """An encoder with a head over its pooled answer."""
 
     ref = "text"
     Params: ClassVar[type] = TextParams
-    reads: ClassVar[str] = "text"
-    embeds: ClassVar[bool] = False
-    predict_rows: ClassVar[int] = 32
-    double: ClassVar[bool] = False
+    files: ClassVar[tuple[str, ...]] = ("config.json", TOKENIZER)
     space: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tune": {"choice": ["full", "lora"]},
         "dropout": {"float": [0.0, 0.3]},
@@ -66,33 +60,38 @@ class Text(NetworkModel):
         "schedule": {"warmup": 0.1},
     }
 
+    def source(self, params: TextParams, folder: Path) -> Path:
+        found = (folder / Path(params.encoder).expanduser()).resolve()
+        for name in self.files:
+            if not (found / name).is_file():
+                raise ConfigError(
+                    f"model.encoder: {found} must hold {name}, has none", hint="save_pretrained of transformers writes such folders"
+                )
+        return found
+
+    def vocabulary(self, source: Path) -> int:
+        return int(_config(source)["vocab_size"])
+
+    def pad_id(self, source: Path) -> int:
+        return int(_config(source).get("pad_token_id") or 0)
+
     def preprocess(self, params: TextParams, column: str, folder: Path) -> dict[str, Any]:
-        """`config`: what `Tokenize` is told; `files`: what lies beside it; `loading`: what a loader wants to know."""
-        found = encoder_folder(params, folder)
-        config = json.loads((found / "config.json").read_text(encoding="utf-8"))
+        config = _config(self.source(params, folder))
         longest = int(config.get("max_position_embeddings") or params.max_length)
         if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
             longest -= 2  # these count positions from 2
         if params.max_length > longest:
             raise ConfigError(f"model.max_length: the encoder takes at most {longest} tokens, got {params.max_length}")
-        facts = {"column": column, "max_length": params.max_length, "inputs": list(INPUTS), "pad_id": int(config.get("pad_token_id") or 0)}
-        files = {name: found / name for name in FILES}
-        return {"config": facts, "files": files, "loading": {"vocabulary": int(config["vocab_size"])}}
+        return super().preprocess(params, column, folder)
 
     def content(self, params: TextParams, folder: Path) -> dict[str, str]:
-        """Hashes of the encoder's files."""
-        found = encoder_folder(params, folder)
-        return {name: hash_file(found / name) for name in (*FILES, "model.safetensors") if (found / name).is_file()}
-
-    def told(self, train: base.Matrix) -> dict[str, Any]:
-        folder = getattr(self.training, "project", None) or Path()
-        return {"preprocess": to_plain(getattr(train, "layout", {})), "folder": str(Path(folder).resolve())}
+        weights = self.source(params, folder) / WEIGHTS
+        return {**super().content(params, folder), **({WEIGHTS: hash_file(weights)} if weights.is_file() else {})}
 
     def build(self, shape: Shape, params: TextParams) -> nn.Module:
-        folder = encoder_folder(params, Path(shape.folder))
-        weights = folder / "model.safetensors"
-        if not weights.is_file():
-            raise ConfigError(f"model.encoder: {folder} must hold model.safetensors, weights that hold no code")
+        folder = self.source(params, Path(shape.folder))
+        if not (folder / WEIGHTS).is_file():
+            raise ConfigError(f"model.encoder: {folder} must hold {WEIGHTS}, weights that hold no code")
         network = Classifier(_architecture(folder, shape, params, weights=True), shape)
         if params.tune == "lora":
             network.low_rank(rank=params.rank, scale=params.alpha / params.rank)
@@ -101,33 +100,7 @@ class Text(NetworkModel):
         return network
 
     def rebuild(self, shape: Shape, params: TextParams, folder: Path | None) -> nn.Module:
-        return Classifier(_architecture(folder or encoder_folder(params, Path(shape.folder)), shape, params, weights=False), shape)
-
-    def reader(self, shape: Shape, params: TextParams, folder: Path | None) -> Reader:
-        """By transformers' tokenizer, another path than the package's."""
-        transformers = need("transformers", _PURPOSE)
-        file = (folder or encoder_folder(params, Path(shape.folder))) / "tokenizer.json"
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
-        config = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(int(config.get("pad_token_id") or 0))
-
-        def read(texts_N: np.ndarray) -> dict[str, np.ndarray]:
-            texts = ["" if text is None or text == NULL_STRING else text for text in texts_N.ravel().tolist()]
-            made = tokenizer(texts, padding=True, truncation=True, max_length=params.max_length, return_tensors="np")
-            return {name: np.asarray(made[name], np.int64) for name in INPUTS}
-
-        return read
-
-    def axes(self, shape: Shape, params: TextParams) -> dict[str, list[str | int]]:
-        del shape, params
-        return {name: ["N", "L"] for name in INPUTS}
-
-    def trial(self, shape: Shape, params: TextParams) -> np.ndarray:
-        del shape
-        words = ["a", "the", "film", "is", "not", "good", "bad", "never", "saw", "thing", "7", "!", "\u4e2d\u6587", "\u00e9t\u00e9"]
-        random = np.random.default_rng(0)
-        lengths = [0, 1, 2, 5, 17, 2 * params.max_length]
-        return np.array([" ".join(random.choice(words, length).tolist()) for length in lengths], object)
+        return Classifier(_architecture(folder or self.source(params, Path(shape.folder)), shape, params, weights=False), shape)
 
     def settled(self, state: dict[str, np.ndarray], params: TextParams) -> dict[str, np.ndarray]:
         """With low-rank updates added to the matrices that they are of."""
@@ -137,10 +110,6 @@ class Text(NetworkModel):
                 base_name = name.removesuffix(".up") + ".weight"
                 made[base_name] = made[base_name] + np.float32(params.alpha / params.rank) * (up @ state[name.removesuffix("up") + "down"])
         return made
-
-    def keep(self, shape: Shape, params: TextParams, folder: Path | None) -> list[Path]:
-        found = folder or encoder_folder(params, Path(shape.folder))
-        return [found / name for name in FILES]
 
 
 class Classifier(nn.Module):
@@ -184,19 +153,9 @@ class LowRank(nn.Linear):
         return super().forward(input) + self.scale * update
 
 
-def encoder_folder(params: TextParams, folder: Path) -> Path:
-    """Where the encoder lies.
-
-    Raises:
-        ConfigError: If a file is missing.
-    """
-    found = (folder / Path(params.encoder).expanduser()).resolve()
-    for name in FILES:
-        if not (found / name).is_file():
-            raise ConfigError(
-                f"model.encoder: {found} must hold {name}, has none", hint="save_pretrained of transformers writes such folders"
-            )
-    return found
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def _architecture(folder: Path, shape: Shape, params: TextParams, *, weights: bool) -> Any:

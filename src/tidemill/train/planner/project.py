@@ -16,8 +16,6 @@ from tidemill.train.planner.network import Network, Perceptron, Transformer
 if TYPE_CHECKING:
     from tidemill.core.project import Project
 
-DECODER = "tidemill.models.networks.decoder:Decoder"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -34,25 +32,28 @@ def asked(project: Project, *, inputs: int | None, vocabulary: int, sequence: in
 
     Args:
         inputs: Features of a row, for mlp: the data say it, not the project.
-        vocabulary, sequence: Words and tokens of a row, for a decoder.
+        vocabulary, sequence: Words and tokens of a row, for a decoder without a tokenizer.
 
     Raises:
         Unsupported: If the planner does not know the kind of model.
         ConfigError: If something is missing that the project does not say.
     """
-    kind = DECODER if project.model.kind == "decoder" else project.model.kind
-    if kind not in ("mlp", "text", DECODER):
+    kind = project.model.kind
+    if kind not in ("mlp", "text", "decoder"):
         raise Unsupported(f"model.kind: must be one that the planner counts, got {kind!r}", hint="mlp, text, decoder; or --parameters")
-    model = load("model", kind)
+    model = load("model", kind)()
     params: Any = build(model.Params, dict(project.model.params), path="model", where="project")
     if kind == "mlp":
         network: Network = _perceptron(params, inputs)
     elif kind == "text":
         network = _encoder(params, project.folder)
     else:
+        outputs = 0
+        if params.tokenizer:  # texts that have one answer each
+            vocabulary, sequence, outputs = model.vocabulary(model.source(params, project.folder)), params.max_length, 1
         network = Transformer(
             hidden=params.width, layers=params.depth, heads=params.heads, ffn=params.hidden, vocabulary=vocabulary, sequence=sequence,
-            gated=params.activation == "swiglu", biases=False, learned_positions=False, tied=params.tied, eager=True,
+            outputs=outputs, gated=params.activation == "swiglu", biases=False, learned_positions=False, tied=params.tied, eager=True,
         )  # fmt: skip
     train = project.train
     batch = train.batch_size or model.defaults.get("batch_size", 256)

@@ -109,6 +109,31 @@ def test_the_graph_of_texts_answers_as_the_module(tiny_encoder: Path, task: str,
     np.testing.assert_allclose(long, cut, atol=1e-6)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_graph_of_a_decoder_answers_as_the_module_from_the_last_token(tiny_encoder: Path, task: str) -> None:
+    shape = Shape(task=task, num_outputs=3 if task == "multiclass" else 1, center=4.0, scale=2.0, folder=str(tiny_encoder))
+    network = fitted("decoder", task, {"tokenizer": "tokenizer.json", "max_length": 8, "width": 16, "depth": 2}, shape=shape)
+    close(network, np.array(["", "the film", "never heard of", "a bad plot " * 50, "the film was so good"], object))
+    alone, beside = network.predict(np.array(["bad"], object)), network.predict(np.array(["bad", "the film was so bad"], object))
+    np.testing.assert_allclose(beside[:1], alone, atol=1e-5)  # what fills a short text is not its last token
+    order = network.predict(np.array(["good bad film", "film good bad"], object))
+    assert np.abs(order[0] - order[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({}, "model.tokenizer: must name a tokenizer.json"),
+        ({"tokenizer": "nowhere"}, "must hold tokenizer.json, has none"),
+        ({"tokenizer": "tokenizer.json", "tied": True}, "model.tied: must be false where a text has one answer"),
+    ],
+)
+def test_what_a_decoder_cannot_be_made_of_is_said(tiny_encoder: Path, given: dict[str, Any], says: str) -> None:
+    kind = load("model", "decoder")()
+    with pytest.raises(ConfigError, match=says):
+        kind.build(Shape(task="binary", num_outputs=1, folder=str(tiny_encoder)), kind.Params(**given))
+
+
 @pytest.mark.parametrize(("kind", "given"), [*FEATURES[:4], IMAGES[0]])
 def test_a_seed_makes_a_network(kind: str, given: dict[str, Any]) -> None:
     shape = Shape(task="binary", num_outputs=1) if kind == "image" else None
