@@ -138,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, help="port (default 8000)")
     serve.add_argument("--grpc-port", type=int, help="port for gRPC (default: none)")
     serve.add_argument("--threads", type=int, help="threads of the runtime")
-    serve.add_argument("--runtime", help="auto (default), onnxruntime, openvino, cuda or tensorrt")
+    serve.add_argument("--runtime", help="auto (default), onnxruntime, openvino, cuda, tensorrt or torch")
     serve.add_argument(
         "--precision", choices=["auto", "fp32", "bf16"], help="how exactly to compute (default auto: as the contract allows)"
     )

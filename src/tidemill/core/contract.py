@@ -19,6 +19,9 @@ import numpy as np
 from tidemill.core.errors import ConfigError, ContractViolation
 from tidemill.core.events import now
 
+# The measure of the promise that ranks of PyTorch answer as the graph does; the promise says on which layout.
+TORCH = "torch.max_difference"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
@@ -76,6 +79,16 @@ class Rounding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Divided:
+    """`torch = { tensor = 2 }`: the package carries its network, and answers by PyTorch on so many ranks as its graph does."""
+
+    tensor: int = field(default=1, metadata={"min": 1, "max": 1024})
+    """Ranks that divide single layers, as the network's `tp_plan` says."""
+    pipeline: int = field(default=1, metadata={"min": 1, "max": 1024})
+    """Ranks that hold consecutive layers, from the network's `split_points`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContractConfig:
     """What a package promises. Parity, schema and being better than the trivial model are always promised."""
 
@@ -91,6 +104,8 @@ class ContractConfig:
     """Answers in reduced precision, where they are quicker; none are given when absent."""
     parity: float = field(default=1e-5, metadata={"min": 0.0, "max": 1.0})
     """Largest difference between the graph and the native path: absolute in probability, relative in regression."""
+    torch: Divided | None = None
+    """Ranks of PyTorch that answer as the graph does, within `parity`, for the runtime torch; the package has no network when absent."""
 
     def check(self) -> None:
         if self.quality and self.quality.min is None and self.quality.max is None and self.quality.max_drop is None:
@@ -107,6 +122,8 @@ class ContractConfig:
         """
         made: list[dict[str, Any]] = [_promise("parity", "parity.max_difference", "<=", self.parity)]
         made.append(_promise("better than trivial", "quality.gain_over_trivial", ">", 0.0))
+        if self.torch is not None:
+            made.append(_promise("torch parity", TORCH, "<=", self.parity, tensor=self.torch.tensor, pipeline=self.torch.pipeline))
         if self.quality is not None:
             metric = self.quality.metric or "default"
             for name, limit, relation in (("min", self.quality.min, ">="), ("max", self.quality.max, "<=")):

@@ -19,7 +19,8 @@ import numpy as np
 import onnxruntime as ort
 
 from tidemill.core.errors import DataError, nearest
-from tidemill.core.runtime import DEFAULT, Precision, Runtime, open_runtime
+from tidemill.core.events import Events
+from tidemill.core.runtime import DEFAULT, Precision, RanksConfig, Runtime, open_runtime
 from tidemill.core.schema import NULL_BOOLEAN, NULL_STRING, NULL_TIMESTAMP, VALID_SUFFIX, Column, Schema
 
 if TYPE_CHECKING:
@@ -202,6 +203,8 @@ class Graph:
     Args:
         parallel: Runs that may go on at once without waiting for each other.
         before: A graph that ONNX Runtime runs first, whose outputs `model` takes.
+        ranks: What a network is divided over, where the runtime takes one.
+        events: Hear what becomes of the ranks.
     """
 
     def __init__(
@@ -214,10 +217,14 @@ class Graph:
         precision: Precision = "fp32",
         parallel: int = 1,
         before: Path | None = None,
+        ranks: RanksConfig | None = None,
+        events: Events | None = None,
     ) -> None:
         self.signature = RowSignature(schema)
         self._before = None if before is None else open_runtime(DEFAULT, before, threads=threads, parallel=parallel)
-        self.runtime: Runtime = open_runtime(runtime, model, threads=threads, parallel=parallel, precision=precision)
+        self.runtime: Runtime = open_runtime(
+            runtime, model, threads=threads, parallel=parallel, precision=precision, ranks=ranks, events=events
+        )
         self.inputs = self.runtime.inputs if self._before is None else self._before.inputs
         self.outputs = self.runtime.outputs
 

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tidemill.core.artifact import PARTIAL, hash_file, hash_json, replace_folder, sync, write_json
+from tidemill.core.contract import TORCH
 from tidemill.core.errors import DataError, Unsupported
-from tidemill.core.events import now
+from tidemill.core.events import Events, now
 from tidemill.core.graph import Arrays, BulkGraph, Graph, RowSignature
 from tidemill.core.image import ImageSignature
 from tidemill.core.load import load
-from tidemill.core.runtime import DEFAULT, Precision, Runtime
+from tidemill.core.runtime import DEFAULT, Precision, RanksConfig, Runtime, takes_network
 from tidemill.core.schema import Schema
 
 if TYPE_CHECKING:
@@ -42,7 +43,13 @@ PREPROCESSED_ROWS = 32
 LENGTH_STEP = 8
 
 # What decides how a package answers, and so its identity.
-_IDENTITY_FILES = ("features.onnx", "model.onnx", "full.onnx", "tokenizer.json", "image.json")
+_IDENTITY_FILES = (
+    "features.onnx", "model.onnx", "full.onnx", "tokenizer.json", "image.json",
+    "network/kind.json", "network/network.json", "network/weights.safetensors", "network/link.onnx",
+)  # fmt: skip
+
+# The folder of the network, in a package that also answers by the library that trained it.
+NETWORK = "network"
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,12 @@ class Package:
         return dict(self.manifest["signature"].get("example", {}))
 
     @property
+    def ranks(self) -> RanksConfig | None:
+        """The ranks on which its network was found to answer as its graph does; None where it promises none."""
+        promised = next((promise for promise in self.contract() if promise["measure"] == TORCH), None)
+        return None if promised is None else RanksConfig(tensor=promised["tensor"], pipeline=promised["pipeline"])
+
+    @property
     def graph_file(self) -> Path:
         return self.path / str(self.manifest["runtime"]["graph"])
 
@@ -184,22 +197,38 @@ class Predictor:
 
     Args:
         threads: Threads of one run.
-        runtime: What runs the graph, by name. One that takes no raw columns runs `model.onnx`, after `features.onnx` in ONNX Runtime.
+        runtime: What runs the graph, by name. One that takes no raw columns runs `model.onnx`, after `features.onnx` in ONNX Runtime;
+            one that takes networks runs what is in `network`.
         parallel: Runs that may go on at once without waiting for each other.
+        ranks: What a network is divided over; by default as the package promises.
+        events: Hear what becomes of ranks.
 
     Raises:
         Unsupported: If the runtime cannot run the package's graph, or not in that precision on this hardware.
+        ConfigError: If the network cannot be divided so.
     """
 
     def __init__(
-        self, package: Package, *, threads: int = 1, runtime: str = DEFAULT, precision: Precision = "fp32", parallel: int = 1
+        self,
+        package: Package,
+        *,
+        threads: int = 1,
+        runtime: str = DEFAULT,
+        precision: Precision = "fp32",
+        parallel: int = 1,
+        ranks: RanksConfig | None = None,
+        events: Events | None = None,
     ) -> None:
         self.package = package
         self._threads = threads
         preprocess, config = (package.manifest["signature"].get(key) for key in ("preprocess", "preprocess_config"))
         self._preprocess: Any = load("preprocess", preprocess)(package.path, **(config or {})) if preprocess else None
         graph, before = _graphs(package, runtime)
-        self._graph = Graph(graph, package.schema, threads=threads, runtime=runtime, precision=precision, parallel=parallel, before=before)
+        if ranks is None and takes_network(runtime):
+            ranks = package.ranks
+        self._graph = Graph(
+            graph, package.schema, threads=threads, runtime=runtime, precision=precision, parallel=parallel, before=before, ranks=ranks, events=events
+        )  # fmt: skip
         self.runtime: Runtime = self._graph.runtime
         # What texts are brought to multiples of.
         self.length_step = 1
@@ -295,7 +324,15 @@ class Predictor:
 
 
 def _graphs(package: Package, runtime: str) -> tuple[Path, Path | None]:
-    """The graph that a runtime is to run, and the one that ONNX Runtime runs before it."""
+    """The graph, or network, that a runtime is to run, and the graph that ONNX Runtime runs before it."""
+    if takes_network(runtime):
+        folder = package.path / NETWORK
+        if not folder.is_dir():
+            raise Unsupported(
+                f"runtime {runtime} needs the network that a package was made from, {package.name} carries none",
+                hint="a project's [contract] torch = { tensor = 2 } has its packages carry it; onnxruntime runs every graph",
+            )
+        return folder, package.path / "features.onnx" if package.kind == "row" else None
     if package.kind != "row" or load("runtime", runtime).takes_columns:
         return package.graph_file, None
     parts = package.path / "model.onnx", package.path / "features.onnx"

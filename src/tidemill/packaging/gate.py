@@ -15,15 +15,16 @@ import numpy as np
 from tidemill.core.allocator import trim
 from tidemill.core.artifact import write_json
 from tidemill.core.baseline import distributions, to_json
-from tidemill.core.contract import Verdict, hardware, judge, measure_latency
+from tidemill.core.contract import TORCH, Verdict, hardware, judge, measure_latency
 from tidemill.core.coverage import coverage
 from tidemill.core.errors import ContractViolation
 from tidemill.core.events import Events, now
 from tidemill.core.package import Package, Predictor, seal
+from tidemill.core.runtime import RanksConfig
 from tidemill.packaging.card import card
 from tidemill.packaging.evaluate import Trivial, drop, quality
 from tidemill.packaging.merge import runtime_domains
-from tidemill.packaging.parity import Native, compare, why
+from tidemill.packaging.parity import Compared, Known, Native, compare, why
 from tidemill.packaging.rows import Rows, Target, every
 
 LATENCY_ROWS = 256
@@ -49,6 +50,8 @@ class Candidate:
     threads: int = 1
     """Threads for the work of measuring; latency is always taken on one."""
     seed: int = 0
+    build: str | None = None
+    """The function of the project's own that builds its network."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """What the card says and no measurement knows: `source`, `model`, `rows`, `limits`."""
 
@@ -147,6 +150,9 @@ def _measured(candidate: Candidate, draft: Package, trial: Trial, events: Events
     events.emit("package.parity", f"parity over {trial.rows.num_rows} rows", level="progress")
     compared = compare(predictor, trial.rows, trial.native, limit=limit)
     evidence: dict[str, Any] = {"parity": compared.evidence}
+    promised = next((promise for promise in candidate.promises if promise["measure"] == TORCH), None)
+    if promised is not None:
+        evidence["torch"] = _by_ranks(candidate, draft, trial.rows, compared, promised, events)
     if trial.target is not None:
         events.emit("package.quality", f"quality on {trial.rows.num_rows} rows", level="progress")
         y_N, weight_N = trial.target.read(trial.rows)
@@ -172,6 +178,20 @@ def _measured(candidate: Candidate, draft: Package, trial: Trial, events: Events
     evidence["latency"] = _latency(draft, trial.rows, candidate.promises)
     evidence["size"] = _size(candidate.folder)
     return evidence
+
+
+def _by_ranks(
+    candidate: Candidate, draft: Package, rows: Rows, compared: Compared, promise: Mapping[str, Any], events: Events
+) -> dict[str, Any]:
+    """How far the network's answers on ranks are from the graph's, over all rows."""
+    ranks = RanksConfig(tensor=promise["tensor"], pipeline=promise["pipeline"], build=candidate.build)
+    events.emit("package.torch", f"parity on {ranks.said} over {rows.num_rows} rows", level="progress")
+    predictor = Predictor(draft, threads=candidate.threads, runtime="torch", ranks=ranks, events=events)
+    try:
+        found = compare(predictor, rows, Known(compared), limit=promise["limit"])
+        return {**found.evidence, "runtime": f"{predictor.runtime.name} {predictor.runtime.version}"}
+    finally:
+        predictor.close()
 
 
 def _latency(draft: Package, rows: Rows, promises: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

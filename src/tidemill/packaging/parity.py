@@ -222,6 +222,25 @@ class FunctionPath:
         return [{"cause": "model", "detail": f"the graph answers otherwise than {self.against}"}] * batch.num_rows
 
 
+class Known:
+    """What the graph answered, as the path that another runtime is held against; batch after batch, in order, once."""
+
+    against = "the graph's answers"
+
+    def __init__(self, compared: Compared) -> None:
+        interval = compared.interval
+        self._answer_N = compared.answer if interval is None else np.column_stack([compared.answer, interval])
+        self._next = 0
+
+    def answer(self, batch: pa.RecordBatch) -> np.ndarray:
+        self._next += batch.num_rows
+        return self._answer_N[self._next - batch.num_rows : self._next]
+
+    def explain(self, batch: pa.RecordBatch, graph_answer: np.ndarray, limit: float) -> list[dict[str, Any]]:
+        del graph_answer, limit
+        return [{"cause": "model", "detail": "the network on ranks answers otherwise than the graph"}] * batch.num_rows
+
+
 def _values(answers: Answers) -> np.ndarray:
     return answers.values if answers.interval is None else np.column_stack([answers.prediction, answers.interval])
 

@@ -23,6 +23,7 @@ from tidemill.core.schema import Schema
 from tidemill.packaging import merge
 from tidemill.packaging.evaluate import Trivial
 from tidemill.packaging.gate import Candidate, Trial, pass_gate
+from tidemill.packaging.network import write_network
 from tidemill.packaging.parity import FunctionPath, Native, ReferencePath
 from tidemill.packaging.row_reference import row_reference
 from tidemill.packaging.rows import Rows, Sample, Split, Target, answers, every
@@ -72,6 +73,8 @@ def run(
         _write_graph(features.path, train.path, out, layout["files"], classes)
         native = FunctionPath(row_reference(layout, features.path, train.path / "native"), f"the {reads} network run by torch")
         reference = Sample(every(reference, [*schema.names, *target.columns], MAX_TEXTS))
+    if project.contract.torch is not None:
+        write_network(train.path / "native", out)
     signature: dict[str, Any] = {
         "kind": reads or "row",
         "inputs": schema.to_json(),
@@ -102,6 +105,7 @@ def run(
         graph="full.onnx" if reads is None else "model.onnx",
         threads=threads,
         seed=project.seed,
+        build=report["kind"] if ":" in report["kind"] else None,
         about={
             "model": f"{report['kind']}, with a linear baseline beside it" if reads is None else report["kind"],
             "rows": facts["rows"],

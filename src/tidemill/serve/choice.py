@@ -12,7 +12,7 @@ from tidemill.core.errors import ConfigError, ContractViolation, TidemillError
 from tidemill.core.events import Events
 from tidemill.core.package import Package, Predictor, add_evidence
 from tidemill.core.precision import PRECISION, keeps, measure_precision
-from tidemill.core.runtime import DEFAULT, Precision
+from tidemill.core.runtime import DEFAULT, Precision, RanksConfig
 
 TRIED_ROWS = 16
 
@@ -27,12 +27,22 @@ class Choice:
 
 
 def choose(
-    package: Package, *, runtime: str = "auto", precision: str = "auto", threads: int = 1, parallel: int = 1, events: Events | None = None
+    package: Package,
+    *,
+    runtime: str = "auto",
+    precision: str = "auto",
+    threads: int = 1,
+    parallel: int = 1,
+    ranks: RanksConfig | None = None,
+    events: Events | None = None,
 ) -> Choice:
     """The predictor that serves a package.
 
     `auto` is OpenVINO in bf16 where the contract promises how far rounded answers may be, OpenVINO is installed, the processor computes in
     bf16 and the promise holds on it; else ONNX Runtime (with `runtime = "openvino"`, OpenVINO) in fp32.
+
+    Args:
+        ranks: What the runtime torch divides the network over; by default as the package promises.
 
     Raises:
         ContractViolation: If answers of what was asked for are farther from ONNX Runtime's than the contract allows.
@@ -42,7 +52,9 @@ def choose(
     if precision not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"serve.precision: must be auto, fp32 or bf16, got {precision!r}")
     events = events or Events()
-    options: dict[str, int] = {"threads": threads, "parallel": parallel}
+    options: dict[str, Any] = {"threads": threads, "parallel": parallel}
+    if ranks is not None:
+        options |= {"ranks": ranks}
     if precision == "auto" and runtime in ("auto", "openvino") and _may_round(package):
         try:
             return _held(package, "openvino", "bf16", options, events)
@@ -61,13 +73,13 @@ def _may_round(package: Package) -> bool:
     return promised and find_spec("openvino") is not None
 
 
-def _held(package: Package, runtime: str, precision: Precision, options: dict[str, int], events: Events) -> Choice:
+def _held(package: Package, runtime: str, precision: Precision, options: dict[str, Any], events: Events) -> Choice:
     """The predictor, held to the contract.
 
     Raises:
         ContractViolation: If it is too far from ONNX Runtime in single precision.
     """
-    predictor = Predictor(package, runtime=runtime, precision=precision, **options)
+    predictor = Predictor(package, runtime=runtime, precision=precision, events=events, **options)
     if (predictor.runtime.name, predictor.runtime.precision) == (DEFAULT, "fp32"):
         return Choice(package=package, predictor=predictor)
     try:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tidemill.core.errors import ConfigError
+from tidemill.core.runtime import RanksConfig
 from tidemill.serve.access.config import AuthConfig
 from tidemill.serve.batching.config import BatchConfig
 from tidemill.serve.cache import CacheConfig
@@ -43,7 +45,9 @@ class ServeConfig:
     """Threads that one prediction may use inside the runtime; 0 takes one for rows, and for texts and images all cores up to four."""
     runtime: str = "auto"
     """What runs the graph: onnxruntime, openvino, cuda, tensorrt, an installed extension; auto takes openvino where it may round, else
-    onnxruntime."""
+    onnxruntime. torch runs the network that a package carries, on ranks."""
+    parallel: RanksConfig | None = None
+    """The ranks of the runtime torch, each a process; as the package's contract promises when absent."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """How exactly: fp32, bf16, or auto, which is bf16 where the contract promises how far that may be off and the promise holds here."""
     workers: int = field(default=0, metadata={"min": 0, "max": 256})
@@ -84,3 +88,8 @@ class ServeConfig:
     """Whether inputs and predictions are written to a file a day, for `tidemill monitor`."""
     log_folder: Path = Path(".tidemill/predictions")
     """Folder of the prediction log."""
+
+    def check(self) -> None:
+        """Raise ConfigError where a setting has nothing to act on."""
+        if self.parallel is not None and self.runtime != "torch":
+            raise ConfigError(f"serve.parallel: needs serve.runtime torch, got {self.runtime!r}", hint="the others run in one process")

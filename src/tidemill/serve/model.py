@@ -15,6 +15,7 @@ from tidemill.core.events import Events
 from tidemill.core.graph import Arrays
 from tidemill.core.package import Answers, Package, add_evidence
 from tidemill.core.precision import PRECISION
+from tidemill.core.runtime import RanksConfig
 from tidemill.core.schema import Column
 from tidemill.serve.answers import AnswerForm
 from tidemill.serve.choice import choose
@@ -36,6 +37,7 @@ class Model:
 
     Args:
         threads: Threads that one prediction may use; 0 for one where rows are small, and all cores up to `MOST_THREADS` where each is much work.
+        ranks: What the runtime torch divides the network over; by default as the package promises.
     """
 
     def __init__(
@@ -46,12 +48,13 @@ class Model:
         runtime: str = "auto",
         precision: str = "auto",
         parallel: int = 1,
+        ranks: RanksConfig | None = None,
         events: Events | None = None,
     ) -> None:
         if package.kind not in KINDS:
             raise Unsupported(f"{package.path}: a package of {package.kind!r} cannot be served", hint=f"served are {' and '.join(KINDS)}")
         self.threads = threads = threads or (1 if package.kind == "row" else min(MOST_THREADS, os.cpu_count() or 1))
-        chosen = choose(package, runtime=runtime, precision=precision, threads=threads, parallel=parallel, events=events)
+        chosen = choose(package, runtime=runtime, precision=precision, threads=threads, parallel=parallel, ranks=ranks, events=events)
         self.package = package = chosen.package
         self.holds = Holds()
         self.name = package.name

@@ -60,6 +60,7 @@ class Deployment:
                     threads=self._config.threads,
                     runtime=self._config.runtime,
                     precision=self._config.precision,
+                    ranks=self._config.parallel,
                     parallel=self._config.workers or os.cpu_count() or 1,
                     events=self._events,
                 )
