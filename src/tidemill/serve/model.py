@@ -63,6 +63,8 @@ class Model:
         self.form = AnswerForm(package)
         self.predictor = chosen.predictor
         self._precision = chosen.evidence
+        # Other processes that answer may hang, and are never asked where everyone else would wait too.
+        self.waits = bool(getattr(self.predictor.runtime, "takes_network", False))
         self.signature = self.predictor.signature
         self.reader = RowReader(self.schema) if package.kind == "row" else None
         self.example = package.example or {column.name: _blank(column) for column in self.schema}

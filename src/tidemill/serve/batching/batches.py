@@ -52,7 +52,7 @@ class Batches:
 
     def is_quick(self, count: int) -> bool:
         """Whether so many rows take so little time that they may be answered where they were read."""
-        return self.model.row_ms <= self._inline_ms and count * self.model.row_ms <= HOLD_MS
+        return not self.model.waits and self.model.row_ms <= self._inline_ms and count * self.model.row_ms <= HOLD_MS
 
     def ask(self, work: Work, job: Job, *, tenant: str, on_loop: bool, alone: bool = False) -> None:
         """Have a call's rows answered: `job.done` is called once they are, from whichever thread, and maybe before this returns.
