@@ -60,15 +60,15 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         table = pa.Table.from_batches([batch])
         known = y_N if classes is None else np.asarray([str(label) for label in classes])[y_N.astype(np.int64)]
         target = {"target": _TARGET, "classes": None if classes is None else [str(label) for label in classes], "task": task}
-        described, features = fit_table(table.append_column(_TARGET, pa.array(known)), self.features, target=target)
+        config = build(load("section", "model"), {"kind": self.model, **(self.parameters or {})}, path="model")
+        described, features = fit_table(table.append_column(_TARGET, pa.array(known)), self.features, target=target, embeds=config.embeds)
         schema = Schema.from_json(described["inputs"])
         x_NF = features_to_train_on(described, features, batch)
-        config = build(load("section", "model"), {"kind": self.model, **(self.parameters or {})}, path="model")
         if config.interval is not None:
             raise Unsupported("interval: needs validation rows, which an estimator does not hold back", hint="use tidemill.fit")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         fitted = config.model().fit(
-            MemoryMatrix(x_NF, y_N, weight_N, names=described["names"]),
+            MemoryMatrix(x_NF, y_N, weight_N, names=described["names"], tables=described.get("embedding")),
             None,
             task=task,
             num_classes=len(classes) if classes else None,

@@ -37,9 +37,9 @@ class FeaturesConfig:
     """Chains by column; a column without one gets the default of its type.
 
     Numbers pass as they are, null NaN, for models treat it as missing themselves. Booleans become 0 and 1. Text becomes
-    one-hot features up to 16 distinct values, a vocabulary beyond, in the order of the values where all are numbers; free
-    text, of several words and different in most rows, becomes what its n-grams say of the target (`ngram_target`). Times
-    become date parts.
+    one-hot features up to 16 distinct values, a vocabulary beyond, in the order of the values where all are numbers; for
+    networks over features one-hot up to 4 and an `embedding` beyond, numbers or not. Free text, of several words and different
+    in most rows, becomes what its n-grams say of the target (`ngram_target`). Times become date parts. `features.json` says which.
     """
 
     drop: tuple[str, ...] = ()

@@ -51,12 +51,21 @@ Reduce = Callable[[Mergeable[Any]], Any]
 Supervise = Callable[[], Supervision]
 
 
-def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce, *, supervise: Supervise | None = None, threads: int = 1) -> dict[str, Any]:
+def fit(
+    columns: Schema,
+    config: FeaturesConfig,
+    reduce: Reduce,
+    *,
+    supervise: Supervise | None = None,
+    embeds: bool = False,
+    threads: int = 1,
+) -> dict[str, Any]:
     """What `features.json` holds but for the features' names: `inputs`, fitted steps by column, and `dropped` (reasons by column).
 
     Args:
         columns: Raw columns that may be inputs.
         supervise: Asked once, where an operator learns from the target; absent where nothing can.
+        embeds: Whether the model learns tables for codes of categories, which decides some defaults.
         threads: Threads that statistics of several columns are merged on.
 
     Raises:
@@ -79,7 +88,7 @@ def fit(columns: Schema, config: FeaturesConfig, reduce: Reduce, *, supervise: S
     )
     while level.tasks:
         for task, outcome in zip(level.tasks, reduce(level), strict=True):
-            reason = task.take_in(outcome, learns=supervise is not None)
+            reason = task.take_in(outcome, learns=supervise is not None, embeds=embeds)
             if reason is not None:
                 dropped[task.chain.name] = reason
         chains = [chain for chain in chains if chain.name not in dropped]
@@ -234,18 +243,20 @@ class _Task:
                 beside = batch.sums if operator is not None and needs_target(operator) else batch.counts_N
                 states[name] = self.fits[name].update(states[name], values, beside)
 
-    def take_in(self, state: tuple[_Census, dict[str, Any]], *, learns: bool) -> str | None:
+    def take_in(self, state: tuple[_Census, dict[str, Any]], *, learns: bool, embeds: bool) -> str | None:
         """Let the chain have its statistics; the reason where the column is of no use.
 
         Args:
             learns: Whether a default may be an operator that learns from the target.
+            embeds: Whether it may be codes of a table.
         """
         census, states = state
         reason = census.reason(self.chain.columns[0]) if self.census else None
         if reason is not None or not self.fits:
             return reason
         if self.chain.steps is None:
-            self.chain.steps = (default_of_text(states[self.chain.name], census.rows - census.nulls, census.texts, learns=learns),)
+            seen, rows = states[self.chain.name], census.rows - census.nulls
+            self.chain.steps = (default_of_text(seen, rows, census.texts, learns=learns, embeds=embeds),)
             if needs_target(self.chain.steps[0].operator):  # which takes a pass of its own
                 return None
             self.fits = _fits_of(self.chain.steps[0], {self.chain.name: strings([])}, self.chain.name, None)

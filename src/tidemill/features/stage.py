@@ -80,7 +80,9 @@ def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[
             return engine.scan(source, names).batches()
 
         threads = project.engine.threads or os.cpu_count() or 1
-        made, graph = _made(_fitted(columns, config, target, keys, reduce, batches, threads=threads))
+        project.model.reach(project.folder)
+        embeds = project.model.embeds
+        made, graph = _made(_fitted(columns, config, target, keys, reduce, batches, embeds=embeds, threads=threads))
         for name, reason in made["dropped"].items():
             if name not in config.drop:
                 events.warn("features.dropped", f"column {name!r} is kept out: {reason}", column=name, reason=reason)
@@ -100,7 +102,12 @@ def run(project: Project, data: Artifact, out: Path, *, events: Events) -> dict[
 
 
 def fit_table(
-    table: pa.Table, features: Any = None, *, target: Mapping[str, Any] | None = None, batch_rows: int = 65_536
+    table: pa.Table,
+    features: Any = None,
+    *,
+    target: Mapping[str, Any] | None = None,
+    embeds: bool = False,
+    batch_rows: int = 65_536,
 ) -> tuple[dict[str, Any], bytes]:
     """What `features.json` and `features.onnx` hold for the columns of a table in memory.
 
@@ -108,6 +115,7 @@ def fit_table(
         features: A `FeaturesConfig`, or the tree of the section `[features]`.
         target: Which column is the `target`, its `classes` in order where it has classes, and the `weight` and `keys`, if any, as
             `schema.json` says them; absent where nothing is learnt from it.
+        embeds: Whether the model learns tables for codes of categories.
     """
     from tidemill.core.project import build
 
@@ -123,7 +131,7 @@ def fit_table(
     def batches(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         return iter(table.select(list(names)).to_batches(max_chunksize=batch_rows))
 
-    return _made(_fitted(columns, config, predicted, keys, reduce, batches))
+    return _made(_fitted(columns, config, predicted, keys, reduce, batches, embeds=embeds))
 
 
 def _fitted(
@@ -134,6 +142,7 @@ def _fitted(
     reduce: Reduce,
     batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]],
     *,
+    embeds: bool,
     threads: int = 1,
 ) -> dict[str, Any]:
     """The fitted chains; with the target where an operator learns from it.
@@ -142,7 +151,7 @@ def _fitted(
         batches: Some columns of all rows, in order, for folds that go by position.
     """
     if target is None:
-        return fit(columns, config, reduce, threads=threads)
+        return fit(columns, config, reduce, embeds=embeds, threads=threads)
     predicted = target
 
     @cache
@@ -155,7 +164,7 @@ def _fitted(
             return _folded(level, supervise().folds.beside(batches(level.columns)))
         return reduce(level)
 
-    return fit(columns, config, reduced, supervise=supervise, threads=threads)
+    return fit(columns, config, reduced, supervise=supervise, embeds=embeds, threads=threads)
 
 
 def _folded(aggregate: Any, batches: Iterable[pa.RecordBatch]) -> Any:

@@ -127,12 +127,20 @@ class MemoryMatrix:
     """A matrix over arrays that are in memory already."""
 
     def __init__(
-        self, x_NF: np.ndarray, y_N: np.ndarray, weight_N: np.ndarray | None = None, *, names: Sequence[str] | None = None
+        self,
+        x_NF: np.ndarray,
+        y_N: np.ndarray,
+        weight_N: np.ndarray | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        tables: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
         if x_NF.ndim != 2 or len(x_NF) != len(y_N):
             raise DataError(f"a matrix must have one target a row, got shapes {x_NF.shape} and {y_N.shape}")
         self.names = list(names) if names is not None else [f"f{i}" for i in range(x_NF.shape[1])]
         self.num_rows, self.num_features = x_NF.shape
+        self.tables = dict(tables or {})
+        """Features that are codes of categories, with the rows and the width of the table of each."""
         self._batch = Batch(
             np.ascontiguousarray(x_NF, np.float32),
             np.asarray(y_N, np.float64),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,13 @@ class ModelConfig:
         self._check_interval(path, where)
         if ":" not in self.kind:
             self.parameters(path=path, where=where)
+
+    def reach(self, folder: Path) -> None:
+        """Let Python find kinds and estimators of one's own, "module:name", in the project's folder."""
+        members = [member for member in self.params.get("members", ()) if isinstance(member, Mapping)]
+        named = [one.get(key, "") for one in ({"kind": self.kind, **self.params}, *members) for key in ("kind", "estimator")]
+        if any(":" in str(name) for name in named) and (place := str(folder.resolve())) not in sys.path:
+            sys.path.insert(0, place)
 
     def model(self) -> Model:
         """A fresh model of this kind."""

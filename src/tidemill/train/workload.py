@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -207,11 +206,7 @@ def prepare_model(
         training: What a network's fit is told beside the project: fields of `Training`, such as its folder and events.
     """
     config: ModelConfig = project.model
-    folder = str(project.folder.resolve())
-    members = [member for member in config.params.get("members", ()) if isinstance(member, Mapping)]
-    named = [one.get(key, "") for one in ({"kind": config.kind, **config.params}, *members) for key in ("kind", "estimator")]
-    if any(":" in str(name) for name in named) and folder not in sys.path:
-        sys.path.insert(0, folder)
+    config.reach(project.folder)
     overrides = {path.removeprefix("model."): value for path, value in (tuned or {}).items()}
     model: Any = config.model()
     project.train.check_use(config.kind, model)

@@ -6,17 +6,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tidemill.features.defaults import MAX_ONE_HOT, mean_words
+from tidemill.features.defaults import MAX_ONE_HOT, MAX_ONE_HOT_BESIDE_TABLES, mean_words
 from tidemill.features.stage import fit_table
 
 random = np.random.default_rng(0)
 WORDS = ["good", "fine", "bad", "dull", "film", "plot", "actor", "scene", "long", "short"]
 
 
-def op_of(texts: list[str | None], *, target: bool = True) -> str:
+def op_of(texts: list[str | None], *, target: bool = True, embeds: bool = False) -> str:
     table = pa.table({"t": pa.array(texts, pa.string()), "y": pa.array(random.random(len(texts)) < 0.5)})
     facts = {"target": "y", "classes": [False, True]} if target else None
-    described, _ = fit_table(table if target else table.select(["t"]), target=facts)
+    described, _ = fit_table(table if target else table.select(["t"]), target=facts, embeds=embeds)
     return str(described["columns"]["t"][0]["op"])
 
 
@@ -32,6 +32,18 @@ def test_few_values_become_features_of_their_own(distinct: int) -> None:
 def test_many_values_become_codes() -> None:
     assert op_of([f"v{i % (MAX_ONE_HOT + 1)}" for i in range(200)]) == "vocabulary"
     assert op_of([f"id-{i:08x}" for i in range(200)]) == "vocabulary", "names of rows are no text"
+
+
+def test_networks_with_tables_get_codes_of_tables_beyond_a_few_values() -> None:
+    assert op_of([f"v{i % MAX_ONE_HOT_BESIDE_TABLES}" for i in range(200)], embeds=True) == "one_hot"
+    assert op_of([f"v{i % (MAX_ONE_HOT_BESIDE_TABLES + 1)}" for i in range(200)], embeds=True) == "embedding"
+    assert op_of([str(i % 20) for i in range(200)], embeds=True) == "embedding", "codes that are numbers are names all the same"
+    assert op_of(sentences(200), embeds=True) == "ngram_target"
+
+
+def test_the_default_says_its_table() -> None:
+    described, _ = fit_table(pa.table({"t": [f"v{i % 20}" for i in range(200)]}), embeds=True)
+    assert described["embedding"] == {"t": {"rows": 22, "width": 9}}
 
 
 def test_codes_that_are_numbers_keep_their_order() -> None:

@@ -47,10 +47,11 @@ def data(tmp_path: Path) -> Artifact:
     return Artifact.open(tmp_path / "data")
 
 
-def run(data: Artifact, out: Path, features: dict[str, Any], *, threads: int = 2) -> tuple[dict[str, Any], list[Event]]:
-    project = from_tree(
-        {"name": "n", "data": {"source": "x.parquet", "target": "late"}, "features": features, "engine": {"threads": threads}}
-    )
+def run(
+    data: Artifact, out: Path, features: dict[str, Any], *, threads: int = 2, kind: str = "xgboost"
+) -> tuple[dict[str, Any], list[Event]]:
+    tree = {"name": "n", "data": {"source": "x.parquet", "target": "late"}, "features": features, "engine": {"threads": threads}}
+    project = from_tree({**tree, "model": {"kind": kind}})
     heard: list[Event] = []
     out.mkdir()
     return stage.run(project, data, out, events=Events(heard.append)), heard
@@ -138,6 +139,21 @@ def test_selection_is_checked_when_the_project_is_read() -> None:
 def test_an_embedding_needs_a_model_with_tables(data: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"features\.carrier: embedding needs a network .* model\.kind is 'xgboost'"):
         run(data, tmp_path / "out", {"carrier": ["embedding"]})
+
+
+def test_what_text_becomes_goes_by_the_kind_of_model(tmp_path: Path) -> None:
+    table = TRAIN.append_column("plane", pa.array(RANDOM.choice([f"N{i}" for i in range(40)], ROWS)))
+    with writing(tmp_path / "data", stage="data") as out:
+        (out / "train").mkdir()
+        pq.write_table(table, out / "train" / "part-0.parquet")
+        roles = {"target": "late", "keys": ["id"], "weight": None, "task": "binary", "classes": [False, True], "rows": {"train": ROWS}}
+        write_json(out / "schema.json", {"columns": Schema.from_arrow(table.schema).to_json(), **roles})
+    planes = Artifact.open(tmp_path / "data")
+    for kind, op in (("xgboost", "vocabulary"), ("linear", "vocabulary"), ("mlp", "embedding"), ("dcn", "embedding")):
+        run(planes, tmp_path / kind, {}, kind=kind)
+        made = json.loads((tmp_path / kind / "features.json").read_text())
+        assert [step["op"] for step in made["columns"]["plane"]] == [op], kind
+        assert ("plane" in made.get("embedding", {})) == (op == "embedding"), kind
 
 
 def test_embeddings_say_their_tables_and_come_last() -> None:
