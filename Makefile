@@ -29,16 +29,16 @@ loop-demo: .venv/.run ## Drift, retraining, a refused challenger, a promotion, a
 	@$(BIN)/python $(FLIGHTS)/loop.py
 
 test: .venv/.test ## Runs the tests. Under 20 minutes on two cores.
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 15 -m "not long"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 -m "not long"
 
 check: .venv/.test ## Format, lint, types and the fast tests. Under two minutes.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow and not long" tests/unit tests/contract tests/guards
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -q -m "not slow and not long" tests/unit tests/contract tests/guards
 
 test-all: .venv/.test ## Runs the long suites too: 30 kills, deep random searches.
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 30 --hypothesis-profile deep
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 --hypothesis-profile deep
 
 bench: .venv/.test ## Runs the benchmarks, each against its peers, and prints the ratios.
 	@for script in benchmarks/*/run.py; do echo "== $$script"; $(BIN)/python "$$script"; done

@@ -44,7 +44,7 @@ def trained(folder: Path, heard: list[Event], **parallel: int) -> Trained:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", [{"data": 2}, {"shard": 2}], ids=["data", "shard"])
+@pytest.mark.parametrize("parallel", [pytest.param({"data": 2}, marks=pytest.mark.long, id="data"), pytest.param({"shard": 2}, id="shard")])
 def test_a_fit_whose_rank_is_killed_is_the_undisturbed_one(tmp_path: Path, parallel: dict[str, int]) -> None:
     undisturbed = trained(tmp_path / "undisturbed", [], **parallel)
     heard: list[Event] = []

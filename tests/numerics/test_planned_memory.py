@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "planner"
-NAMES = ("DDP 2", "FSDP 2", "FSDP 4, stage 2", "TP 2", "PP 2", "PP 4")
+NAMES = ("DDP 2", "FSDP 2", "TP 2", "PP 2", *(pytest.param(name, marks=pytest.mark.long) for name in ("FSDP 4, stage 2", "PP 4")))
 
 
 @pytest.fixture(scope="module")
