@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from tidemill import pipeline  # noqa: E402
+from tidemill.core import project  # noqa: E402
+from tidemill.core.artifact import Artifact  # noqa: E402
 from tidemill.core.errors import ConfigError  # noqa: E402
 from tidemill.core.events import Events  # noqa: E402
 from tidemill.core.project import build  # noqa: E402
@@ -43,16 +50,8 @@ def matrix(count: int, *, seed: int) -> MemoryMatrix:
 
 
 def run(folder: str | None, *, stop: int = 0, config: dict[str, Any] | None = None, params: dict[str, Any] | None = None) -> str | None:
-    """What a run ends with, as text that tells every bit; None of one that was stopped as it came to step `stop`, or of ranks after the first."""
+    """What a run over features ends with, as `ended` tells it."""
     rows, valid, kind = matrix(400, seed=0), matrix(100, seed=1), Mlp()
-    watched: Any = pulse()
-    told: dict[int, Any] = {}
-
-    def step(number: int) -> None:
-        if number == stop:
-            raise Stopped
-
-    watched.step = step
     job = Job(
         kind=kind,
         shape=kind.shape(rows, task="binary", num_classes=2),
@@ -63,6 +62,19 @@ def run(folder: str | None, *, stop: int = 0, config: dict[str, Any] | None = No
         seed=3,
         folder=folder,
     )
+    return ended(job, stop)
+
+
+def ended(job: Job, stop: int) -> str | None:
+    """What a run ends with, as text that tells every bit; None of one that was stopped as it came to step `stop`, or of ranks after the first."""
+    watched: Any = pulse()
+    told: dict[int, Any] = {}
+
+    def step(number: int) -> None:
+        if number == stop:
+            raise Stopped
+
+    watched.step = step
     try:
         result = train(job, events=Events(), on_round=lambda number, measured: told.update({number: dict(measured)}) or False)
     except Stopped:
@@ -109,19 +121,94 @@ def test_rows_in_another_order_are_refused(tmp_path: Path) -> None:
         run(str(tmp_path), config={"batch_size": 48})
 
 
-def rank_job(folder: str | None, stops: list[int], parallel: dict[str, int]) -> str | None:
+def rank_job(folder: str | None, stops: list[int], **options: Any) -> str | None:
     """Runs on each rank, once for every stop and then to the end."""
     for stop in stops:
-        run(folder, stop=stop, config={"parallel": parallel})
-    return run(folder, config={"parallel": parallel})
+        run(folder, stop=stop, **options)
+    return run(folder, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"config": {"parallel": {"data": 2}}},
+        {"config": {"parallel": {"shard": 2}}},
+        {"config": {"parallel": {"shard": 2}}, "params": {"normalize": "batch"}},
+    ],
+    ids=["data", "shard", "shard-statistics"],
+)
+def test_ranks_go_on_bitwise(ranks: Pool, tmp_path: Path, options: dict[str, Any]) -> None:
+    ask: Callable[..., list[Any]] = ranks.run
+    whole, _ = ask(f"{__file__}:rank_job", ranks=2, timeout_s=120, folder=None, stops=[], **options)
+    again, _ = ask(f"{__file__}:rank_job", ranks=2, timeout_s=120, folder=str(tmp_path), stops=[10, 23], **options)
+    assert again == whole
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Rows of small images of two kinds, as the stages leave them for ranks."""
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    dark_N, files = random.random(160) < 0.5, []
+    for dark in dark_N:
+        file = io.BytesIO()
+        PIL.Image.fromarray(random.integers(0, 100 if dark else 250, (6, 6), np.uint8)).save(file, "PNG")
+        files.append(file.getvalue())
+    pq.write_table(pa.table({"picture": pa.array(files, pa.binary()), "dark": dark_N}), folder / "rows.parquet")
+    tree = {
+        "name": "pictures", "data": {"source": "rows.parquet", "target": "dark"}, "engine": {"threads": 1},
+        "model": {"kind": "image", "height": 6, "width": 6, "mode": "L"},
+    }  # fmt: skip
+    found = pipeline.run(project.from_tree(tree, folder=folder), home=folder / "home", to_stage="features")
+    return {stage: str(found.stages[stage].path) for stage in ("data", "features")}
+
+
+def picture_job(folder: str | None, stops: list[int], pictures: dict[str, str], parallel: dict[str, int]) -> str | None:
+    """As `rank_job`, over images: a network whose norms keep statistics, and augmentation that draws from the loader."""
+    from tidemill.models.networks.image import AugmentParams, Image, ImageParams
+    from tidemill.train.rows import RowMatrix
+
+    kind, data, features = Image(), Artifact.open(Path(pictures["data"])), Artifact.open(Path(pictures["features"]))
+    train_rows, valid_rows = (RowMatrix(data, features, split) for split in ("train", "valid"))
+    params = ImageParams(height=6, width=6, mode="L", channels=4, stages=1, augment=AugmentParams(crop=1, flip=0.5))
+    job = Job(
+        kind=kind,
+        shape=kind.shape(train_rows, task="binary", num_classes=2),
+        params=params,
+        config=resolve(build(NetworkConfig, {**CONFIG, "batch_size": 16, "parallel": parallel}, path="train"), {}),
+        train=described(train_rows, None, split="train", classes=True),
+        valid=described(valid_rows, None, split="valid", classes=True),
+        seed=3,
+        folder=folder,
+    )
+    for stop in stops:
+        ended(job, stop)
+    return ended(job, 0)
+
+
+def test_sharded_convolutions_and_their_statistics_go_on_bitwise(ranks: Pool, tmp_path: Path, pictures: dict[str, str]) -> None:
+    told: dict[str, Any] = {"pictures": pictures, "parallel": {"shard": 2}}
+    whole, _ = ranks.run(f"{__file__}:picture_job", ranks=2, timeout_s=120, folder=None, stops=[], **told)
+    again, _ = ranks.run(f"{__file__}:picture_job", ranks=2, timeout_s=120, folder=str(tmp_path), stops=[6, 13], **told)
+    assert any(name.endswith("running_var") for name in json.loads(whole)["weights"])
+    assert again == whole
 
 
 @pytest.mark.parametrize("parallel", [{"data": 2}, {"shard": 2}], ids=["data", "shard"])
-def test_ranks_go_on_bitwise(ranks: Pool, tmp_path: Path, parallel: dict[str, int]) -> None:
-    ask: Callable[..., list[Any]] = ranks.run
-    whole, _ = ask(f"{__file__}:rank_job", ranks=2, timeout_s=120, folder=None, stops=[], parallel=parallel)
-    again, _ = ask(f"{__file__}:rank_job", ranks=2, timeout_s=120, folder=str(tmp_path), stops=[10, 23], parallel=parallel)
-    assert again == whole
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param({"precision": "fp16"}, id="fp16"), pytest.param({"compile": True}, id="compiled", marks=pytest.mark.long)],
+)
+def test_ranks_in_fp16_or_compiled_stay_near_one_in_fp32(ranks: Pool, parallel: dict[str, int], config: dict[str, Any]) -> None:
+    alone = json.loads(run(None, params=_PLAIN) or "")
+    options = {"config": {**config, "parallel": parallel}, "params": _PLAIN}
+    found, other = ranks.run(f"{__file__}:rank_job", ranks=2, timeout_s=240, folder=None, stops=[], **options)
+    assert other is None
+    found = json.loads(found)
+    assert found["progress"]["step"] == alone["progress"]["step"]
+    for number, measured in alone["rounds"].items():
+        assert found["rounds"][number]["valid_log_loss"] == pytest.approx(
+            measured["valid_log_loss"], rel=0.01 if "precision" in config else 1e-4
+        )
 
 
 def test_other_ranks_go_on_within_rounding(ranks: Pool, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tidemill.core.events import Events
 from tidemill.core.ranks.pulse import pulse
 from tidemill.train.torch.checkpoint import random_state, set_random_state
 from tidemill.train.torch.config import NetworkConfig
-from tidemill.train.torch.ema import Average, Weights
+from tidemill.train.torch.ema import RUNNING, Average, Weights
 from tidemill.train.torch.group import agreed, gathered, summed
 from tidemill.train.torch.guard import Fault, Guard, suspects, worst
 from tidemill.train.torch.objective import Objective
@@ -179,10 +179,19 @@ class Loop:
                 self._on_round(number, measured)
         if restored.own is not None:
             set_random_state(restored.own["random"])
+            for held, mine in zip(self._statistics(), restored.own["statistics"], strict=True):
+                for name, value in mine.items():
+                    held[name].copy_(value)
         return True
 
     def _save(self, saving: Saving) -> None:
-        saving.save(self.at.step, self._state(), own={"random": random_state()})
+        saving.save(self.at.step, self._state(), own={"random": random_state(), "statistics": self._statistics()})
+
+    def _statistics(self) -> list[dict[str, Tensor]]:
+        """Running statistics of norms follow the rows that a rank has seen: those of the weights, of their average and of the best, its own."""
+        names = [name for name in self.weights.buffers if name.endswith(RUNNING)]
+        averages = self.average.averages if self.average is not None else {}
+        return [{name: held[name] for name in names if name in held} for held in (self.weights.buffers, averages, self.best or {})]
 
     def _state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, of all ranks."""

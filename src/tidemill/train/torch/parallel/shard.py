@@ -94,6 +94,8 @@ class Shards(Alone):
         if config.tensor > 1:  # the last layer's answer is this rank's view of a divided tensor; nothing here changes it in place
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         self._root: Any = module
+        for weight in module.parameters():  # it divides only what lies in the plain order; convolutions go by the order of their input
+            weight.data = weight.data.contiguous()
         for unit in units:
             fully_shard(module.get_submodule(unit), **settings)
         fully_shard(module, **settings)
