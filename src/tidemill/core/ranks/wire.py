@@ -20,7 +20,7 @@ _LENGTH = struct.Struct("<Q")
 
 def packed(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Arrays of numbers as one message."""
-    given = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    given = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     head = json.dumps([[name, array.dtype.str, array.shape] for name, array in given.items()]).encode()
     return b"".join([head, b"\n", *(array.tobytes() for array in given.values())])
 

@@ -55,6 +55,10 @@ class Mlp(NetworkModel):
 class Perceptron(nn.Module):
     """`features` [N, F] to scores [N, S]."""
 
+    # A norm sees all units of a row: what ranks computed of a layer is put together behind it.
+    tp_plan: ClassVar[Mapping[str, str]] = {"layers.*.linear": "colwise_gather_output"}
+    split_points = "layers"
+
     def __init__(self, shape: Shape, params: MlpParams) -> None:
         super().__init__()
         self.inputs = Inputs(shape, max_embedding=params.max_embedding)
