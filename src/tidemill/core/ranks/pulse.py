@@ -75,6 +75,8 @@ class Pulse:
 
     def step(self, number: int) -> None:
         """Step `number` begins, or has come on."""
+        if self._path is None:
+            return
         beat = self._beat
         self._beat = replace(beat, step=number, doing="training", patient=False, progress=beat.progress + 1)
 

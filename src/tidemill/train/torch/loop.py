@@ -21,7 +21,7 @@ from tidemill.train.torch.ema import RUNNING, Average, Weights
 from tidemill.train.torch.group import agreed, gathered, summed
 from tidemill.train.torch.guard import Fault, Guard, suspects, worst
 from tidemill.train.torch.objective import Objective
-from tidemill.train.torch.optim import memory, optimizer, remember, schedule
+from tidemill.train.torch.optim import Schedule, memory, optimizer, remember
 from tidemill.train.torch.precision import LEAST_SCALE, LossScale
 from tidemill.train.torch.record import Record
 
@@ -131,7 +131,7 @@ class Loop:
         self._begun = False
         self.num_steps = num_steps(config, train)
         self.optimizer = optimizer(parallel.parts, config.optimizer)
-        self.schedule = schedule(self.optimizer, config.schedule, steps=self.num_steps)
+        self.schedule = Schedule(self.optimizer, config.schedule, steps=self.num_steps)
         self.scale = LossScale(enabled=config.precision == "fp16")
         self.weights = Weights(parallel.named_parameters(), (pair for part in parallel.parts for pair in part.named_buffers()))
         self.average = Average(self.weights, decay=config.ema) if config.ema else None
@@ -165,7 +165,7 @@ class Loop:
             return False
         kept = restored.state
         remember(self.optimizer, kept["optimizer"]["groups"])
-        self.schedule.load_state_dict({**kept["schedule"], "lr_lambdas": [None] * len(self.optimizer.param_groups)})
+        self.schedule.load_state_dict(kept["schedule"])
         self.scale.load_state_dict(kept["scale"])
         self.guard.load_state_dict(kept["guard"])
         self.record.load_state_dict(kept["record"])
@@ -201,7 +201,7 @@ class Loop:
             "average": self.average.averages if self.average is not None else None,
             "average_steps": self.average.steps if self.average is not None else 0,
             "optimizer": memory(self.optimizer, self._names),
-            "schedule": {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"},
+            "schedule": self.schedule.state_dict(),
             "scale": self.scale.state_dict(),
             "guard": self.guard.state_dict(),
             "record": self.record.state_dict(),
@@ -216,6 +216,7 @@ class Loop:
         batches = self._train.steps(at.epoch, start=at.number)
         if self._trace is not None:
             batches = self._trace.steps(batches)
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         clip = config.clip or 0.0
         clock = time.perf_counter
         start = clock()
@@ -232,12 +233,13 @@ class Loop:
                 used = self._counts(step, loss, norm, buffers)
                 if used:
                     self.optimizer.step()
-                rate = self.schedule.get_last_lr()[0]
+                rate = self.schedule.rate
                 if used:
                     self.schedule.step()
                     if self.average is not None:
                         self.average.update()
-                self.optimizer.zero_grad(set_to_none=True)
+                for weight in weights:
+                    weight.grad = None
 
                 at.step += 1
                 at.number += 1
@@ -312,7 +314,7 @@ class Loop:
         if "loss" in since:
             name, value = self._report(since.pop("loss"))
             measured[f"train_{name}" if not config.label_smoothing else "train_smoothed_loss"] = value
-        measured |= {**since, "learning_rate": self.schedule.get_last_lr()[0], "epoch": at.epoch + (at.number > 0), "step": at.step}
+        measured |= {**since, "learning_rate": self.schedule.rate, "epoch": at.epoch + (at.number > 0), "step": at.step}
         self.record.measured(at.step, measured)
         self.rounds.append(measured)
         told = self._on_round is not None and self._on_round(at.round, measured)

@@ -14,7 +14,6 @@ from tidemill.train.torch.config import OptimizerConfig, ScheduleConfig
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LambdaLR
 
 
 def optimizer(parts: Iterable[nn.Module], config: OptimizerConfig) -> Optimizer:
@@ -113,11 +112,35 @@ def remember(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]]) -> None:
         group.update(kept)
 
 
-def schedule(optimizer: Optimizer, config: ScheduleConfig, *, steps: int) -> LambdaLR:
-    """The learning rate by step: a linear warm-up, then the way down over the rest of `steps`."""
-    from torch.optim.lr_scheduler import LambdaLR
+class Schedule:
+    """The learning rate by step, set in every group of an optimizer: a linear warm-up, then the way down over the rest of `steps`.
 
-    return LambdaLR(optimizer, rate(config, steps=steps))
+    By hand, as LambdaLR wraps each step of the optimizer, which shows in steps of a millisecond.
+    """
+
+    def __init__(self, optimizer: Optimizer, config: ScheduleConfig, *, steps: int) -> None:
+        self._groups = optimizer.param_groups
+        self._share = rate(config, steps=steps)
+        self._largest: float = self._groups[0]["lr"]
+        self._step = 0
+        self._set()
+
+    def step(self) -> None:
+        """Go on to the next step."""
+        self._step += 1
+        self._set()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"largest": self._largest, "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._largest, self._step = float(state["largest"]), int(state["step"])
+        self._set()
+
+    def _set(self) -> None:
+        self.rate = self._largest * self._share(self._step)
+        for group in self._groups:
+            group["lr"] = self.rate
 
 
 def rate(config: ScheduleConfig, *, steps: int) -> Callable[[int], float]:

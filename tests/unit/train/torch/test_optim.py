@@ -11,7 +11,7 @@ from torch import nn  # noqa: E402
 
 from tidemill.core.errors import ConfigError  # noqa: E402
 from tidemill.train.torch.config import NetworkConfig, OptimizerConfig, ScheduleConfig, resolve  # noqa: E402
-from tidemill.train.torch.optim import groups, memory, optimizer, rate, schedule  # noqa: E402
+from tidemill.train.torch.optim import Schedule, groups, memory, optimizer, rate  # noqa: E402
 
 
 def config(**given: Any) -> OptimizerConfig:
@@ -93,7 +93,7 @@ def test_the_rate_follows_its_formula(kind: Any, warmup: float, floor: float, ex
 
 def test_the_schedule_drives_every_group() -> None:
     made = optimizer([Tied()], config(learning_rate=0.2))
-    plan = schedule(made, ScheduleConfig(kind="linear", warmup=2.0), steps=6)
+    plan = Schedule(made, ScheduleConfig(kind="linear", warmup=2.0), steps=6)
     seen = []
     for _ in range(6):
         seen.append([group["lr"] for group in made.param_groups])

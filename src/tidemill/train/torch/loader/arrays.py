@@ -42,7 +42,8 @@ class ArraySource:
         rows = {name: len(column) for name, column in {**inputs, TARGET: target, **({} if weight is None else {WEIGHT: weight})}.items()}
         if len(set(rows.values())) > 1:
             raise DataError(f"inputs and targets must have as many rows as each other, got {rows}")
-        columns = {**inputs, TARGET: np.asarray(target, np.int64 if target.dtype.kind in "iub" else np.float32)}
+        columns = {name: np.asarray(column) for name, column in inputs.items()}  # no memmap, which is slow to take from
+        columns[TARGET] = np.asarray(target, np.int64 if target.dtype.kind in "iub" else np.float32)
         if weight is not None:
             columns[WEIGHT] = np.asarray(weight, np.float32)
             strange = np.flatnonzero(~(np.isfinite(columns[WEIGHT]) & (columns[WEIGHT] >= 0)))
@@ -65,7 +66,7 @@ class ArraySource:
         return self.take(np.arange(first, first + self.sizes[block]) if picks is None else first + picks)
 
     def take(self, rows_N: np.ndarray) -> Columns:
-        return {name: column[rows_N] for name, column in self._columns.items()}
+        return {name: column.take(rows_N, axis=0) for name, column in self._columns.items()}
 
     def weights(self, block: int) -> np.ndarray:
         first = block * self._block

@@ -63,11 +63,11 @@ class RowBatches:
                 place += len(waiting[-1])
                 missing -= len(waiting[-1])
                 if not missing:
-                    yield Planned(number, begun, window.number, np.concatenate(waiting))
+                    yield Planned(number, begun, window.number, _one(waiting))
                     number, waiting, missing = number + 1, [], self._batch_rows
             last = window.number
         if waiting:
-            yield Planned(number, begun, last, np.concatenate(waiting))
+            yield Planned(number, begun, last, _one(waiting))
 
 
 class TokenBatches:
@@ -123,8 +123,8 @@ class TokenBatches:
 class Dealing:
     """How the rows of a step go to ranks and micro-batches.
 
-    Every rank gets as many rows as any other, or one less, and so does every micro-batch of a rank. A rank gets rows of
-    as few blocks as can be, so that it need not read the others.
+    Every rank gets as many rows as any other, or one less, and so does every micro-batch of a rank. Where blocks are read, a rank
+    gets rows of as few of them as can be, so that it need not read the others.
     """
 
     order: Order
@@ -140,13 +140,22 @@ class Dealing:
         if self.accumulate < 1:
             raise ConfigError(f"train.accumulate: must be at least 1, got {self.accumulate}")
 
-    def deal(self, rows_N: np.ndarray, place_B: np.ndarray) -> list[np.ndarray]:
-        """This rank's rows for each micro-batch, those of a block beside each other; `place_B` is each block's place in the epoch."""
-        by_block = rows_N[np.argsort(place_B[self.order.block_of(rows_N)], kind="stable")]
-        own = np.array_split(by_block, self.ranks)[self.rank]
+    def deal(self, rows_N: np.ndarray, place_B: np.ndarray | None) -> list[np.ndarray]:
+        """This rank's rows for each micro-batch.
+
+        Args:
+            place_B: Each block's place in the epoch: rows of a block then stand beside each other. None where no blocks are read.
+        """
+        own = rows_N if place_B is None else rows_N[np.argsort(place_B[self.order.block_of(rows_N)], kind="stable")]
+        if self.ranks > 1:
+            own = np.array_split(own, self.ranks)[self.rank]
         if self.accumulate == 1:
             return [own]
         if self.lengths is None:
             return [own[number :: self.accumulate] for number in range(self.accumulate)]
         by_length = np.argsort(self.lengths[own], kind="stable")
         return [own[np.sort(part)] for part in np.array_split(by_length, self.accumulate)]
+
+
+def _one(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

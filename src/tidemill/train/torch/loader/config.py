@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 class LoaderConfig:
     """How rows reach a network. What is said of `shuffle_mib` is part of the order of rows, the rest is not."""
 
-    workers: int = field(default=2, metadata={"min": 0, "max": 256})
-    """Threads of each rank that read, transform, tokenize and decode; 0 does it all between two steps."""
+    workers: int | None = field(default=None, metadata={"min": 0, "max": 256})
+    """Threads of each rank that read, transform, tokenize and decode; 0 does it all between two steps. Absent means 2, or 0 on a machine
+    without GPU where rows are in memory as they are needed."""
     prefetch: int = field(default=4, metadata={"min": 1, "max": 1024})
     """Steps that are made ready ahead of the one under way."""
     shuffle_mib: int = field(default=256, metadata={"min": 1, "max": 1_048_576})

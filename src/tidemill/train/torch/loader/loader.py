@@ -28,6 +28,9 @@ from tidemill.train.torch.loader.source import Resident, Source
 from tidemill.train.torch.loader.step import Step
 from tidemill.train.torch.loader.workers import Workers
 
+# Threads where nothing else is said.
+WORKERS = 2
+
 
 class Loader:
     """A source's rows as steps, every row once an epoch.
@@ -64,7 +67,7 @@ class Loader:
         config: LoaderConfig | None = None,
         folder: Path | None = None,
     ) -> None:
-        need("torch", "training a network")
+        torch = need("torch", "training a network")
         self._source, self._config = source, config or LoaderConfig()
         if (batch_rows is None) == (batch_tokens is None):
             raise ConfigError("train: needs one of batch_size and batch_tokens", hint="batch_tokens is for texts")
@@ -79,6 +82,9 @@ class Loader:
         )  # fmt: skip
         self.num_rows = self._order.num_rows
         self._resident = isinstance(source, Resident)
+        # Threads would take the processor from the network for what costs microseconds.
+        at_hand = self._resident and not torch.cuda.is_available()
+        self._threads = self._config.workers if self._config.workers is not None else 0 if at_hand else WORKERS
         # Blocks that stay, where all of them fit.
         stays = not self._resident and sum(source.sizes_bytes) <= self._config.cache_mib << 20
         self._kept: dict[int, Future[Columns]] | None = {} if stays else None
@@ -87,7 +93,7 @@ class Loader:
         if batch_tokens is None:
             self._batches = RowBatches(self._order, batch_rows=batch_rows or 0)
         else:
-            lengths = measured(source, threads=self._config.workers, kept=self._kept, folder=folder)
+            lengths = measured(source, threads=self._threads, kept=self._kept, folder=folder)
             self._batches = TokenBatches(self._order, lengths=lengths, batch_tokens=batch_tokens)
         self._dealing = Dealing(self._order, rank=rank, ranks=ranks, accumulate=accumulate, lengths=lengths)
         fixed = ceil(ceil(batch_rows / ranks) / accumulate) if static and batch_rows else None
@@ -126,7 +132,18 @@ class Loader:
         """
         last = self.num_steps(epoch)
         self._next = (epoch, start) if start < last else (epoch + 1, 0)
-        workers = Workers(self._config.workers)
+        with closing(self._at_once(epoch, start) if self._resident and not self._threads else self._ahead(epoch, start)) as steps:
+            for step in steps:
+                self._next = (epoch, step.number + 1) if step.number + 1 < last else (epoch + 1, 0)
+                yield step
+
+    def _at_once(self, epoch: int, start: int) -> Generator[Step, None, None]:
+        """Resident rows, each step made when it is asked for."""
+        for planned in self._batches.steps(epoch, start):
+            yield self._made(Task(planned, self._dealing.deal(planned.rows, None), {}, {}), epoch)
+
+    def _ahead(self, epoch: int, start: int) -> Generator[Step, None, None]:
+        workers = Workers(self._threads)
         reading = Reading(self._source, self._order, self._batches, self._dealing, workers, epoch=epoch, start=start, kept=self._kept)
         ahead = self._config.prefetch if workers.threads else 0
         tasks, waiting = reading.tasks(), deque[tuple[Task, Future[Step]]]()
@@ -140,7 +157,6 @@ class Loader:
                 step = made.result()
                 reading.release(task)
                 del task, made
-                self._next = (epoch, step.number + 1) if step.number + 1 < last else (epoch + 1, 0)
                 yield step
 
     def _made(self, task: Task, epoch: int) -> Step:

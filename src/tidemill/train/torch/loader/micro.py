@@ -31,6 +31,7 @@ class MicroBatches:
         self._source, self._order, self._rows = source, order, rows
         self._resident = source if isinstance(source, Resident) else None
         self._pin = pin and torch.cuda.is_available()
+        self._from_numpy = torch.from_numpy
 
     def make(self, rows_N: np.ndarray, held: Mapping[int, Held], *, epoch: int) -> MicroBatch:
         """The micro-batch of rows, those of a block beside each other."""
@@ -70,7 +71,5 @@ class MicroBatches:
         return gather(parts)
 
     def _tensor(self, value: np.ndarray) -> torch.Tensor:
-        import torch
-
-        made = torch.from_numpy(np.ascontiguousarray(value))
+        made: torch.Tensor = self._from_numpy(np.ascontiguousarray(value))
         return made.pin_memory() if self._pin else made

@@ -122,7 +122,7 @@ class Reading:
         planned = self._upcoming
         if planned is None:
             return False
-        micro = self._dealing.deal(planned.rows, self._place_B)
+        micro = self._dealing.deal(planned.rows, None if self._resident else self._place_B)
         self._planned.append((planned, micro))
         if self._kept is None and not self._resident:
             rows_N = np.concatenate(micro)

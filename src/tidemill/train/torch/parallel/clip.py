@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +29,17 @@ def clip(
 
     held = [weight for weight in parameters if weight.grad is not None]
     grads = [_local(weight.grad) for weight in held]
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    if grads:
-        squares = torch.stack(torch._foreach_norm(grads)).double().square()  # as torch.nn.utils.get_total_norm does
-        if not alone:
-            squares *= torch.tensor([_pieces(weight) / copies for weight in held], dtype=torch.float64, device=device)
-        total = squares.sum()
-    if not alone:
+    norms = torch.stack(torch._foreach_norm(grads)) if grads else None  # as torch.nn.utils.get_total_norm does
+    if alone:
+        square = sum(part * part for part in norms.tolist()) if norms is not None else 0.0
+    else:
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        if norms is not None:
+            shares = torch.tensor([_pieces(weight) / copies for weight in held], dtype=torch.float64, device=device)
+            total = (norms.double().square() * shares).sum()
         torch.distributed.all_reduce(total)
-    norm = float(total.sqrt()) / scale
+        square = float(total)
+    norm = math.sqrt(square) / scale
     factor = min(1.0, max_norm / (norm + 1e-6)) if max_norm and norm == norm else 1.0
     if factor != 1.0 or scale != 1.0:
         torch._foreach_mul_(grads, factor / scale)

@@ -122,7 +122,7 @@ class Parallel:
                 with self._autocast():
                     scores = spread.module(**self._moved(micro.inputs))
                 lost, _ = objective(scores, self._to(micro.target), None if micro.weight is None else self._to(micro.weight))
-                (lost * factor).backward()
+                lost.backward(torch.full_like(lost, factor))
             losses.append(lost.detach())
         self._settle_gradients()
         return self._summed(losses) / step.total
