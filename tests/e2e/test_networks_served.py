@@ -101,6 +101,26 @@ def test_a_decoder_learns_texts_and_is_served(tiny_encoder: Path, tmp_path: Path
         export(package, tmp_path / "folder", layout="transformers")
 
 
+def test_a_number_is_learned_from_texts(tiny_encoder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    good_N = rng.integers(0, 4, 240)
+    texts = [" ".join(["film", *rng.permutation(["good"] * good + ["bad"] * (3 - good))]) for good in good_N]
+    package = made(
+        tmp_path,
+        pa.table({"said": texts, "target": 100.0 + 10.0 * good_N, "number": np.arange(240)}),
+        task="regression",
+        data={"keys": ["number"]},
+        model={"kind": "text", "encoder": str(tiny_encoder), "max_length": 8, "dropout": 0.0},
+        train={"epochs": 20, "batch_size": 16, "optimizer": {"learning_rate": 5e-3}},
+    )
+    assert package.evidence()["quality"]["metrics"]["rmse"]["point"] < 3.0
+    assert package.evidence()["parity"]["max_difference"] <= 1e-4
+    status, answer = asked(package, {"said": "film good bad good"})
+    assert (status, answer["prediction"]) == (200, pytest.approx(120.0, abs=3.0))
+    with pytest.raises(Unsupported, match="needs a package of a text network that classifies"):
+        export(package, tmp_path / "folder", layout="transformers")
+
+
 def test_transformers_loads_what_is_exported(texts: Package, tmp_path: Path) -> None:
     import transformers
 
