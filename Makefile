@@ -37,7 +37,7 @@ check: .venv/.test ## Format, lint, types and the fast tests. Under two minutes.
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -q -m "not slow and not long" tests/unit tests/contract tests/guards
 
-test-all: .venv/.test ## Runs the long suites too: 30 kills, deep random searches.
+test-all: .venv/.test ## Runs the long suites too: many kills, deep random searches.
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 --hypothesis-profile deep
 
 bench: .venv/.test ## Runs the benchmarks, each against its peers, and prints the ratios.
