@@ -23,6 +23,7 @@ from tidemill.core.project import from_tree
 from tidemill.core.runtime import RanksConfig
 from tidemill.packaging import gate
 from tidemill.pipeline import run
+from tidemill.predict.batch import predict
 from tidemill.serve.app import App
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.http import Request
@@ -169,6 +170,12 @@ def test_layers_and_stages_at_once_answer_as_the_graph_does(kind: str, classes: 
     evidence = package.evidence()["torch"]
     assert evidence["runtime"].endswith("tensor 2 x pipeline 2")
     assert evidence["max_difference"] <= 1e-5
+    if kind == "mlp":  # of a kind that is built in, no function need be allowed
+        rows, answers = tmp_path / "rows.parquet", tmp_path / "answers.parquet"
+        predict(package, rows, answers, runtime="torch")
+        by_ranks = pq.read_table(answers)["prediction"].to_numpy()
+        predict(package, rows, answers)
+        np.testing.assert_allclose(by_ranks, pq.read_table(answers)["prediction"].to_numpy(), rtol=1e-5, atol=1e-5)
     assert children() == []
 
 

@@ -103,10 +103,18 @@ def package(options: argparse.Namespace) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
+    import tomllib
+
     from tidemill.core.engine import EngineConfig
     from tidemill.core.project import build
+    from tidemill.core.runtime import RanksConfig
     from tidemill.predict.batch import predict
 
+    try:
+        table = tomllib.loads(f"parallel = {options.parallel}")["parallel"] if options.parallel else None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--parallel: must be a table such as {{ tensor = 2 }}, got {options.parallel!r}: {error}") from error
+    ranks = None if table is None else build(RanksConfig, table, path="parallel", where="command line")
     engine = build(EngineConfig, {"memory": options.memory, "threads": options.threads}, path="engine", where="command line")
     package = given.resolve(options, options.model)
     done = predict(
@@ -115,6 +123,8 @@ def predict(options: argparse.Namespace) -> int:
         Path(options.output),
         keep=options.keep.split(",") if options.keep else None,
         batch_rows=options.batch_rows,
+        runtime=options.runtime,
+        ranks=ranks,
         engine=engine,
         events=given.events(options),
     )

@@ -124,6 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch-rows", type=int, default=16_384, help="rows read at once, in whole blocks of 4,096")
     predict.add_argument("--memory", default="2GiB", help="memory budget")
     predict.add_argument("--threads", type=int, default=0, help="threads; 0 takes every core")
+    predict.add_argument("--runtime", default="onnxruntime", help="onnxruntime (default), openvino, cuda, tensorrt, or torch on ranks")
+    predict.add_argument("--parallel", metavar="TABLE", help='ranks of torch, as [serve] parallel: "{ tensor = 2 }" (default: as promised)')
 
     serve = add(verbs, "serve", commands.serve, "Serve packages over HTTP.", "tidemill serve flights@champion --port 8000")
     serve.add_argument(

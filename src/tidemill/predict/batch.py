@@ -26,16 +26,20 @@ import pyarrow.parquet as pq
 
 from tidemill.core.artifact import PARTIAL, disk_errors, hash_json, lock, write_json
 from tidemill.core.engine import DataEngine, EngineConfig, Rows, Source, open_engine
-from tidemill.core.errors import ConfigError, DataError, NotFound
+from tidemill.core.errors import ConfigError, ContractViolation, DataError, NotFound
 from tidemill.core.events import Events
 from tidemill.core.image import read_files
 from tidemill.core.package import Answers, Package, Predictor
+from tidemill.core.precision import keeps, measure_precision
+from tidemill.core.runtime import DEFAULT, RanksConfig
 from tidemill.core.source import FORMATS, source_files
 
 # Rows that go through the graph at once.
 BLOCK_ROWS = 4_096
 # Rows whose answers are lost when a process is killed, at most.
 PART_ROWS = 262_144
+# Rows by which another runtime is compared with ONNX Runtime before it answers.
+_COMPARED_ROWS = 16
 _PROGRESS = "progress.json"
 
 
@@ -56,6 +60,8 @@ def predict(
     keep: Sequence[str] | None = None,
     batch_rows: int = 16_384,
     part_rows: int = PART_ROWS,
+    runtime: str = DEFAULT,
+    ranks: RanksConfig | None = None,
     engine: EngineConfig | None = None,
     events: Events | None = None,
 ) -> Predicted:
@@ -67,8 +73,11 @@ def predict(
         keep: Input columns to copy beside the prediction; the package's keys by default.
         batch_rows: Rows read at once, in whole blocks of 4,096. Changes memory and speed, never an answer.
         part_rows: Rows after which progress is entered, in whole blocks of 4,096.
+        runtime: What runs the graph, in fp32.
+        ranks: What the runtime torch divides the network over; by default as the package promises.
 
     Raises:
+        ContractViolation: If answers of the runtime are farther from ONNX Runtime's than the contract allows.
         ConfigError: If `output` has another format's suffix, or a kept column the name of an answer.
         DataError: If a column is missing or of another type; nothing of `output` is touched.
         Conflict: If another process writes the same output now.
@@ -83,12 +92,12 @@ def predict(
     _check_output(output, source, kept)
     part_rows, batch_rows = _blocks(part_rows), _blocks(min(batch_rows, part_rows))
     threads = config.threads or len(os.sched_getaffinity(0))
-    predictor = Predictor(package)
+    predictor = _predictor(package, runtime, ranks, events)
     images = _Images(package.schema.names[0], source) if package.kind == "image" else None
     with open_engine(config) as data:
         rows = _rows(data, package, source, kept)
         with disk_errors(output.parent), lock(output.parent / f".{output.name}.lock", what=str(output), remove=True):
-            progress = _Progress.open(output, key=_key(package, source, kept, part_rows))
+            progress = _Progress.open(output, key=_key(package, source, kept, part_rows, predictor))
             resumed = progress.rows
             try:
                 _predict_parts(
@@ -106,8 +115,21 @@ def predict(
                 progress.discard()
                 raise
             progress.finish()
+    predictor.close()
     events.emit("predict.done", str(output), rows=progress.rows)
     return Predicted(path=output, rows=progress.rows, resumed_rows=resumed)
+
+
+def _predictor(package: Package, runtime: str, ranks: RanksConfig | None, events: Events) -> Predictor:
+    """What answers; one that is not ONNX Runtime is held to the contract first."""
+    predictor = Predictor(package, runtime=runtime, ranks=ranks, events=events)
+    if predictor.runtime.name != DEFAULT:
+        evidence = measure_precision(predictor, Predictor(package), predictor.variants(package.example, _COMPARED_ROWS))
+        broken = [str(verdict) for verdict in keeps(package, evidence) if verdict.kept is not True]
+        if broken:
+            predictor.close()
+            raise ContractViolation(broken, hint=f"{DEFAULT} keeps it")
+    return predictor
 
 
 def _check_output(output: Path, source: Path, kept: Sequence[str]) -> None:
@@ -326,11 +348,13 @@ def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
-def _key(package: Package, source: Path, kept: Sequence[str], part_rows: int) -> str:
+def _key(package: Package, source: Path, kept: Sequence[str], part_rows: int, predictor: Predictor) -> str:
     """What a stopped prediction must share with the one that goes on: package, columns, and the input as it lies."""
     files, _ = source_files(Source(path=str(source)))
     state = [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return hash_json({"package": package.identity, "source": state, "keep": list(kept), "part_rows": part_rows, "block_rows": BLOCK_ROWS})
+    made = {"package": package.identity, "source": state, "keep": list(kept), "part_rows": part_rows, "block_rows": BLOCK_ROWS}
+    runtime = predictor.runtime
+    return hash_json(made if runtime.name == DEFAULT else {**made, "runtime": f"{runtime.name} {runtime.version}"})
 
 
 def _flush(path: Path) -> None:
