@@ -11,7 +11,7 @@ class LoaderConfig:
 
     workers: int | None = field(default=None, metadata={"min": 0, "max": 256})
     """Threads of each rank that read, transform, tokenize and decode; 0 does it all between two steps. Absent means 2, or 0 on a machine
-    without GPU where rows are in memory as they are needed."""
+    without GPU in passes that find all rows in memory."""
     prefetch: int = field(default=4, metadata={"min": 1, "max": 1024})
     """Steps that are made ready ahead of the one under way."""
     shuffle_mib: int = field(default=256, metadata={"min": 1, "max": 1_048_576})

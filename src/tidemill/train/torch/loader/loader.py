@@ -82,9 +82,7 @@ class Loader:
         )  # fmt: skip
         self.num_rows = self._order.num_rows
         self._resident = isinstance(source, Resident)
-        # Threads would take the processor from the network for what costs microseconds.
-        at_hand = self._resident and not torch.cuda.is_available()
-        self._threads = self._config.workers if self._config.workers is not None else 0 if at_hand else WORKERS
+        self._beside = torch.cuda.is_available()
         # Blocks that stay, where all of them fit.
         stays = not self._resident and sum(source.sizes_bytes) <= self._config.cache_mib << 20
         self._kept: dict[int, Future[Columns]] | None = {} if stays else None
@@ -93,7 +91,7 @@ class Loader:
         if batch_tokens is None:
             self._batches = RowBatches(self._order, batch_rows=batch_rows or 0)
         else:
-            lengths = measured(source, threads=self._threads, kept=self._kept, folder=folder)
+            lengths = measured(source, threads=self._threads(), kept=self._kept, folder=folder)
             self._batches = TokenBatches(self._order, lengths=lengths, batch_tokens=batch_tokens)
         self._dealing = Dealing(self._order, rank=rank, ranks=ranks, accumulate=accumulate, lengths=lengths)
         fixed = ceil(ceil(batch_rows / ranks) / accumulate) if static and batch_rows else None
@@ -132,18 +130,26 @@ class Loader:
         """
         last = self.num_steps(epoch)
         self._next = (epoch, start) if start < last else (epoch + 1, 0)
-        with closing(self._at_once(epoch, start) if self._resident and not self._threads else self._ahead(epoch, start)) as steps:
+        threads = self._threads()
+        with closing(self._ahead(epoch, start, threads) if threads or not self._resident else self._at_once(epoch, start)) as steps:
             for step in steps:
                 self._next = (epoch, step.number + 1) if step.number + 1 < last else (epoch + 1, 0)
                 yield step
+
+    def _threads(self) -> int:
+        """Of an epoch that begins now. Where nothing is to be read, threads would take the processor from the network for little."""
+        if self._config.workers is not None:
+            return self._config.workers
+        ready = self._resident or (self._kept is not None and len(self._kept) == len(self._source.sizes))
+        return 0 if ready and not self._beside else WORKERS
 
     def _at_once(self, epoch: int, start: int) -> Generator[Step, None, None]:
         """Resident rows, each step made when it is asked for."""
         for planned in self._batches.steps(epoch, start):
             yield self._made(Task(planned, self._dealing.deal(planned.rows, None), {}, {}), epoch)
 
-    def _ahead(self, epoch: int, start: int) -> Generator[Step, None, None]:
-        workers = Workers(self._threads)
+    def _ahead(self, epoch: int, start: int, threads: int) -> Generator[Step, None, None]:
+        workers = Workers(threads)
         reading = Reading(self._source, self._order, self._batches, self._dealing, workers, epoch=epoch, start=start, kept=self._kept)
         ahead = self._config.prefetch if workers.threads else 0
         tasks, waiting = reading.tasks(), deque[tuple[Task, Future[Step]]]()

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill.core.errors import ConfigError, Unsupported
-from tidemill.train.torch.loader.config import LoaderConfig
-from tidemill.train.torch.loader.loader import Loader
-from tidemill.train.torch.loader.step import Step
+torch = pytest.importorskip("torch")
+
+from tidemill.core.errors import ConfigError, Unsupported  # noqa: E402
+from tidemill.train.torch.loader.arrays import ArraySource  # noqa: E402
+from tidemill.train.torch.loader.config import LoaderConfig  # noqa: E402
+from tidemill.train.torch.loader.loader import Loader  # noqa: E402
+from tidemill.train.torch.loader.step import Step  # noqa: E402
 
 MIB = 1 << 20
 SIZES = [17, 5, 30, 1, 24, 30, 9, 30, 12, 22]
@@ -250,3 +253,30 @@ def test_a_pass_that_is_left_early_leaves_nothing_behind(numbered: Any, cache_mi
 def test_wrong_settings_are_named(numbered: Any, settings: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         Loader(numbered(SIZES), config=config(), **settings)
+
+
+def test_threads_end_where_nothing_is_left_to_be_read(numbered: Any) -> None:
+    def helped(loader: Loader, epoch: int) -> bool:
+        threads = [any(thread.name.startswith("tidemill-loader") for thread in threading.enumerate()) for _ in loader.steps(epoch)]
+        return any(threads)
+
+    kept = Loader(numbered(SIZES), batch_rows=16, config=LoaderConfig())
+    assert [helped(kept, epoch) for epoch in (0, 1)] == [True, torch.cuda.is_available()]
+    read_again = Loader(numbered(SIZES), batch_rows=16, config=LoaderConfig(cache_mib=0))
+    assert [helped(read_again, epoch) for epoch in (0, 1)] == [True, True]
+    array = ArraySource({"features": np.ones((40, 2), np.float32)}, np.zeros(40))
+    assert helped(Loader(array, batch_rows=16, config=LoaderConfig()), 0) == torch.cuda.is_available()
+    assert helped(Loader(array, batch_rows=16, config=LoaderConfig(workers=1)), 0)
+
+
+def test_resident_rows_are_the_same_with_threads_and_without() -> None:
+    array = ArraySource({"features": np.arange(80, dtype=np.float32).reshape(40, 2)}, np.arange(40.0))
+    made = [
+        [(step.number, step.rows, *(micro.rows.tolist() for micro in step.micro)) for step in Loader(
+            array, batch_rows=16, accumulate=2, config=LoaderConfig(workers=workers)
+        ).steps(3, start)]
+        for workers, start in ((0, 0), (3, 0), (0, 1))
+    ]  # fmt: skip
+    assert made[0] == made[1]
+    assert made[0][1:] == made[2]
+    assert sorted(row for step in made[0] for micro in step[2:] for row in micro) == list(range(40))
