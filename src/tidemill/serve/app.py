@@ -7,7 +7,6 @@ a model, and, when that is done, `finish`.
 from __future__ import annotations
 
 import itertools
-import os
 import secrets
 import threading
 import time
@@ -330,7 +329,7 @@ class App:
         return Batches(
             model,
             config.batch,
-            slots=config.workers or os.cpu_count() or 1,
+            slots=config.workers or config.cores,
             inline_ms=config.inline_ms,
             cache=self._made_cache(self._kept, model) if self._kept is not None else None,
             metrics=self.metrics,

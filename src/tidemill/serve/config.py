@@ -13,7 +13,7 @@ from tidemill.serve.batching.config import BatchConfig
 from tidemill.serve.cache import CacheConfig
 from tidemill.serve.cors import CorsConfig
 from tidemill.serve.limits import LimitsConfig
-from tidemill.serve.replicas.config import ReplicasConfig
+from tidemill.serve.replicas.config import ReplicasConfig, cores_each
 from tidemill.serve.tls import TlsConfig
 from tidemill.serve.tracing import TraceConfig
 
@@ -42,7 +42,8 @@ class ServeConfig:
     """Processes that answer on the port: a number; a table of bounds, between which the number follows the load; or auto, from one to
     one per core. More than one are watched, and started again when they end."""
     threads: int = field(default=0, metadata={"min": 0, "max": 256})
-    """Threads that one prediction may use inside the runtime; 0 takes one for rows, and for texts and images all cores up to four."""
+    """Threads that one prediction may use inside the runtime; 0 takes one for rows, and for texts and images all cores up to four, of several
+    replicas each its share."""
     runtime: str = "auto"
     """What runs the graph: onnxruntime, openvino, cuda, tensorrt, an installed extension; auto takes openvino where it may round, else
     onnxruntime. torch runs the network that a package carries, on ranks."""
@@ -51,7 +52,7 @@ class ServeConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """How exactly: fp32, bf16, or auto, which is bf16 where the contract promises how far that may be off and the promise holds here."""
     workers: int = field(default=0, metadata={"min": 0, "max": 256})
-    """Threads for slow models and large requests; 0 takes one per core."""
+    """Threads for large requests, and runs of a slow model at once; 0 takes one per core, of several replicas each its share for the runs."""
     inline_ms: float = field(default=1.0, metadata={"min": 0.0, "max": 1000.0})
     """A model whose median row takes at most this long answers small requests without changing threads, in milliseconds."""
     max_body_mb: float = field(default=32.0, metadata={"min": 0.001, "max": 4096.0})
@@ -88,6 +89,11 @@ class ServeConfig:
     """Whether inputs and predictions are written to a file a day, for `tidemill monitor`."""
     log_folder: Path = Path(".tidemill/predictions")
     """Folder of the prediction log."""
+
+    @property
+    def cores(self) -> int:
+        """Cores that one process may count on."""
+        return cores_each(self.replicas)
 
     def check(self) -> None:
         """Raise ConfigError where a setting has nothing to act on."""

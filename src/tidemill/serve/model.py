@@ -37,6 +37,7 @@ class Model:
 
     Args:
         threads: Threads that one prediction may use; 0 for one where rows are small, and all cores up to `MOST_THREADS` where each is much work.
+        cores: How many of the machine's it may count on; 0 for all.
         ranks: What the runtime torch divides the network over; by default as the package promises.
     """
 
@@ -45,6 +46,7 @@ class Model:
         package: Package,
         *,
         threads: int = 0,
+        cores: int = 0,
         runtime: str = "auto",
         precision: str = "auto",
         parallel: int = 1,
@@ -53,7 +55,7 @@ class Model:
     ) -> None:
         if package.kind not in KINDS:
             raise Unsupported(f"{package.path}: a package of {package.kind!r} cannot be served", hint=f"served are {' and '.join(KINDS)}")
-        self.threads = threads = threads or (1 if package.kind == "row" else min(MOST_THREADS, os.cpu_count() or 1))
+        self.threads = threads = threads or (1 if package.kind == "row" else min(MOST_THREADS, cores or os.cpu_count() or 1))
         chosen = choose(package, runtime=runtime, precision=precision, threads=threads, parallel=parallel, ranks=ranks, events=events)
         self.package = package = chosen.package
         self.holds = Holds()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,11 @@ def network(folder: Path, rng: np.random.Generator) -> Path:
     opsets = [helper.make_opsetid("", OPSETS[""])]
     path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString())
     return path
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(0, 3), (1, 1), (2, 2)])
+def test_a_text_has_the_cores_that_its_process_may_count_on(texts: Make, cores: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    model = Model(texts(), cores=cores, runtime="onnxruntime", precision="fp32")
+    assert model.threads == threads
+    model.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -58,10 +57,11 @@ class Deployment:
                 model = self._ready[slot.key] = Model(
                     package,
                     threads=self._config.threads,
+                    cores=self._config.cores,
                     runtime=self._config.runtime,
                     precision=self._config.precision,
                     ranks=self._config.parallel,
-                    parallel=self._config.workers or os.cpu_count() or 1,
+                    parallel=self._config.workers or self._config.cores,
                     events=self._events,
                 )
                 images = self._config.images

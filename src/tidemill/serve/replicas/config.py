@@ -35,6 +35,11 @@ class ReplicasConfig:
             raise ConfigError(f"serve.replicas.max: must be at least min, got {self.max} below {self.min}")
 
 
+def cores_each(replicas: int | Literal["auto"] | ReplicasConfig) -> int:
+    """Cores that each of the processes that always answer may count on: an even share."""
+    return max(1, (os.cpu_count() or 1) // bounds(replicas).min)
+
+
 def bounds(replicas: int | Literal["auto"] | ReplicasConfig) -> ReplicasConfig:
     """The setting as bounds; a fixed number has both the same."""
     if isinstance(replicas, ReplicasConfig):

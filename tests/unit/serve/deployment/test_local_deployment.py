@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from tidemill.serve.config import ServeConfig
 from tidemill.serve.deployment.local import Deployment
 from tidemill.serve.deployment.slot import Slot, slot_of
 from tidemill.serve.http import Request
+from tidemill.serve.replicas.config import ReplicasConfig
 from tidemill.testing.packages import EXAMPLE, tiny_package
 
 
@@ -59,5 +62,19 @@ def test_a_model_that_was_replaced_is_gone_without_a_search_for_circles(
         assert ask(app) == 200
         assert app.models[0].version == "2"
         assert gone() is None
+    finally:
+        app.close()
+
+
+@pytest.mark.parametrize(("replicas", "runners"), [(1, 4), (2, 2), (3, 1), (8, 1), ("auto", 4), (ReplicasConfig(min=2, max=4), 2)])
+def test_replicas_share_the_cores(tmp_path: Path, replicas: Any, runners: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    [slot] = slots(tmp_path, "share")
+    deployment = Deployment(ServeConfig(replicas=replicas, inline_ms=0.0), events=Events())
+    app = deployment.start([slot])
+    try:
+        assert ask(app) == 200
+        name = app.models[0].name
+        assert sum(thread.name.startswith(f"{name}-") for thread in threading.enumerate()) == runners
     finally:
         app.close()
