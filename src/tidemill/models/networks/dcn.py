@@ -45,7 +45,7 @@ class Dcn(NetworkModel):
         "dropout": {"float": [0.0, 0.4]},
         "max_embedding": {"choice": [8, 16, 32]},
     }
-    defaults: ClassVar[Mapping[str, Any]] = {"epochs": 20, "batch_size": 512, "early_stopping": 3, "optimizer": {"learning_rate": 1e-3}}
+    defaults: ClassVar[Mapping[str, Any]] = {"epochs": 20, "batch_size": 512, "early_stopping": 3, "optimizer": {"learning_rate": 5e-3}}
 
     def build(self, shape: Shape, params: DcnParams) -> nn.Module:
         return DeepCross(shape, params)

@@ -27,8 +27,8 @@ class Inputs(nn.Module):
         self.num_numbers, self.num_gaps = len(quantiles.places), len(quantiles.gaps)
         self.register_buffer("places", torch.tensor(quantiles.places, dtype=torch.int64))
         self.register_buffer("gaps", torch.tensor(quantiles.gaps, dtype=torch.int64))
-        knots_FK, values_FK = torch.tensor(quantiles.knots).reshape(self.num_numbers, -1), torch.tensor(quantiles.values)
         if self.num_numbers:
+            knots_FK, values_FK = torch.tensor(quantiles.knots).reshape(self.num_numbers, -1), torch.tensor(quantiles.values)
             width_FK = knots_FK.diff(dim=1)
             self.register_buffer("low", knots_FK[:, :-1].clone())
             self.register_buffer("width_of", torch.where(width_FK > 0, width_FK, 1.0))
