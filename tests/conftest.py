@@ -12,6 +12,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import venv
 from collections.abc import Callable, Iterator
@@ -210,8 +211,9 @@ def _clients_environment(requirements: Path) -> Path:
     python, finished = made / "bin" / "python", made / "finished"
     if not finished.exists():
         shutil.rmtree(made.parent, ignore_errors=True)
-        venv.create(made, with_pip=True)
-        command = [str(python), "-m", "pip", "install", "-qq", "--no-deps", "--disable-pip-version-check", "-r", str(requirements)]
+        venv.create(made, with_pip=False)
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-qq", "--disable-pip-version-check"]
+        command = [*pip, "--no-deps", "--no-compile", "-r", str(requirements)]  # little of it is ever imported
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 and not os.environ.get("CI"):
             pytest.skip(f"the clients of tests/clients/requirements.txt cannot be installed: {done.stderr[-300:]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ def test_local_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ray_actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Ray lets go of its programs so
+@pytest.mark.parametrize("brief", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_ray_actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brief: bool) -> None:
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'tidemill[ray]'")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     for last in (False, False, True):  # Ray gives its node 30 seconds to start, which a busy machine may take
@@ -28,6 +31,7 @@ def test_ray_actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             if last or "timed out during startup" not in str(error):
                 raise
     try:
-        check_launcher(load("launcher", "ray")(), tmp_path)
+        check_launcher(load("launcher", "ray")(), tmp_path, brief=brief)  # its actors start slowly
     finally:
         ray.shutdown()
+        gc.collect()  # here, where their warnings are awaited
