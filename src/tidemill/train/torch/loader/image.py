@@ -13,9 +13,9 @@ import pyarrow as pa
 from tidemill.core.errors import DataError
 from tidemill.core.graph import Arrays
 from tidemill.train.torch.loader.augment import Augment, Augmented
-from tidemill.train.torch.loader.columns import Columns, joined
+from tidemill.train.torch.loader.columns import Columns
 from tidemill.train.torch.loader.labels import Labels
-from tidemill.train.torch.loader.raw import Raw, digest, made_of
+from tidemill.train.torch.loader.raw import Raw, columns_of, digest
 from tidemill.train.torch.loader.source import PIXELS
 
 # Images that are decoded together.
@@ -63,8 +63,7 @@ class ImageSource:
         self.fingerprint = digest([raw.fingerprint, column, shape, identity])
 
     def read(self, block: int, picks: np.ndarray | None = None) -> Columns:
-        made = made_of(self._raw, block, [self._column, *self._labels.columns], picks, self._columns)
-        return {name: joined([one[name] for one in made]) for name in made[0]} if made else self.blank(0)
+        return columns_of(self._raw, block, [self._column, *self._labels.columns], picks, self._columns) or self.blank(0)
 
     def weights(self, block: int) -> np.ndarray:
         return self._labels.weights(self._raw, block)

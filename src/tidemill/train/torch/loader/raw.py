@@ -13,6 +13,7 @@ import numpy as np
 from tidemill.core.artifact import Artifact
 from tidemill.core.errors import DataError
 from tidemill.core.source import row_bytes
+from tidemill.train.torch.loader.columns import Columns, joined
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,6 +136,18 @@ def made_of(raw: Raw, block: int, columns: Sequence[str], picks: np.ndarray | No
     return [
         blamed(make, batch, places, lambda place: raw.where(block, place)) for batch, places in raw.pieces(block, columns, picks)
     ]  # fmt: skip
+
+
+def columns_of(
+    raw: Raw, block: int, names: Sequence[str], picks: np.ndarray | None, make: Callable[[pa.RecordBatch], Columns]
+) -> Columns | None:
+    """What `make` gives for the pieces of a block, joined; None where it has no rows.
+
+    Raises:
+        DataError: If `make` fails; names the row.
+    """
+    made = made_of(raw, block, names, picks, make)
+    return {name: joined([one[name] for one in made]) for name in made[0]} if made else None
 
 
 def blamed(make: Callable[[pa.RecordBatch], R], batch: pa.RecordBatch, places: np.ndarray, where: Callable[[int], str]) -> R:

@@ -12,7 +12,7 @@ from tidemill.core.graph import Arrays
 from tidemill.core.schema import NULL_STRING
 from tidemill.train.torch.loader.columns import Columns, Ragged, joined
 from tidemill.train.torch.loader.labels import Labels
-from tidemill.train.torch.loader.raw import Raw, digest, made_of
+from tidemill.train.torch.loader.raw import Raw, columns_of, digest
 from tidemill.train.torch.loader.source import TOKENS
 
 # Texts that are tokenized together: those of a piece are padded to the longest of them.
@@ -55,8 +55,7 @@ class TextSource:
         self.fingerprint = digest([raw.fingerprint, column, max_length, vocabulary, identity])
 
     def read(self, block: int, picks: np.ndarray | None = None) -> Columns:
-        made = made_of(self._raw, block, [self._column, *self._labels.columns], picks, self._columns)
-        return {name: joined([one[name] for one in made]) for name in made[0]} if made else self.blank(0)
+        return columns_of(self._raw, block, [self._column, *self._labels.columns], picks, self._columns) or self.blank(0)
 
     def weights(self, block: int) -> np.ndarray:
         return self._labels.weights(self._raw, block)
