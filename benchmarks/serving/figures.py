@@ -276,8 +276,25 @@ def other_tables(result: Result) -> str:
         lines += [
             f"| {name}, {server} | " + " | ".join(shown(rate) for _, rate in rates) + " |" for (name, server), rates in points.items()
         ]
-        lines.append("")
+        lines += ["", *spent_table(result, counts)]
     return "\n".join(lines)
+
+
+def spent_table(result: Result, counts: list[int]) -> list[str]:
+    """Whose processor time it is that more connections cost: the server's, or the load generator's, which shares the cores; none in older results."""
+    spent: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
+    for row in result["windows"]:
+        if row["kind"] == "growth" and "load_cpu" in row:
+            each = (row["cpu"] / row["requests_s"] * 1e6, row["load_cpu"] / row["requests_s"] * 1e6)
+            spent.setdefault((row["workload"], row["server"]), {}).setdefault(row["connections"], []).append(each)
+    if not spent:
+        return []
+    lines = ["Processor time an answer, µs, of the server + of the load generator:", ""]
+    lines += ["| | " + " | ".join(map(str, counts)) + " |", "|---|" + "--:|" * len(counts)]
+    for (name, server), by_count in sorted(spent.items()):
+        cells = [" + ".join(shown(statistics.median(values)) for values in zip(*by_count[count], strict=True)) for count in counts]
+        lines.append(f"| {name}, {server} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def claim_table(found: list[Claim]) -> str:

@@ -214,9 +214,10 @@ class Session:
             took = time.monotonic() - start
             after = used_s(running.pids())
             server_s = sum(value - pids.get(pid, 0.0) for pid, value in after.items())
-            others = (busy_s() - before - server_s - (children_s() - own)) / took
+            load_s = children_s() - own
+            others = (busy_s() - before - server_s - load_s) / took
             found = {key: round(value, 4) for key, value in found.items() if not math.isnan(value)} | {
-                "pss_mib": round(pss[0], 1), "processes": len(after), "cpu": round(server_s / took, 2),
+                "pss_mib": round(pss[0], 1), "processes": len(after), "cpu": round(server_s / took, 2), "load_cpu": round(load_s / took, 2),
                 "others_cpu": round(others, 2), "speed": round((before_speed + speed()) / 2, 2), "attempts": attempt + 1,
             }  # fmt: skip
             if others < QUIET or self.quick or self.again_s < took:
