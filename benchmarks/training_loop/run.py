@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,15 @@ REPEATS = {"mlp": 7, "text": 3, "image": 3}
 def main(names: list[str], repeats: int | None) -> None:
     install()
     for name in names:
-        measured = measure(name, repeats or REPEATS[name])
-        file = HERE / "results" / f"{measured['at'][:10]}-{name}.json"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        for measured in measure(name, repeats or REPEATS[name]):  # written each time, so that a run that is cut off leaves what it has
+            file = HERE / "results" / f"{measured['at'][:10]}-{name}.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
         print(json.dumps({key: measured[key] for key in ("steps_per_s", "start_s", "ratios")}, indent=1), flush=True)
 
 
-def measure(name: str, repeats: int) -> dict[str, Any]:
+def measure(name: str, repeats: int) -> Iterator[dict[str, Any]]:
+    """What is known after each repeat."""
     work = getattr(workloads, name)()
     torch.set_num_threads(work.threads)
     for way in WAYS.values():
@@ -58,7 +60,12 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     for repeat in range(repeats):
         found = {way: WAYS[way](work).rates() for way in (WAYS if repeat % 2 == 0 else reversed(WAYS))}
         taken.append(found)
-        print(f"{name}, repeat {repeat + 1}: " + ", ".join(f"{way} {found[way]['wall']:.4g} steps/s" for way in WAYS), flush=True)
+        rates = ", ".join(f"{way} {found[way]['wall']:.4g} steps/s ({found[way]['cpu']:.4g} a processor s)" for way in WAYS)
+        print(f"{name}, repeat {repeat + 1}: {rates}", flush=True)
+        yield told(work, taken)
+
+
+def told(work: workloads.Workload, taken: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
     return {
         "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "ratios": {
