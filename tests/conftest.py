@@ -38,6 +38,9 @@ os.environ.update(
     DO_NOT_TRACK="1", MLFLOW_DISABLE_TELEMETRY="true",
 )  # fmt: skip
 
+# Workers of the tests, and ranks, are more threads than cores: those that wait must not spin, which makes a fit take two to four times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first: a long one at the end keeps one worker busy while the others wait for it."""

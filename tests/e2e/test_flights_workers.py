@@ -15,7 +15,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "flights"
 
 
-@pytest.mark.slow
+@pytest.mark.long  # tests/unit/train/test_boosting.py asks the same of fewer rows
 def test_two_workers_fit_what_one_process_fits(tmp_path: Path, nycflights: Path) -> None:
     for name in ("flights.py", "tidemill.toml"):
         shutil.copy(EXAMPLE / name, tmp_path / name)
