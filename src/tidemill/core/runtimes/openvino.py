@@ -48,6 +48,7 @@ class OpenVino:
             _check_types(read)
             if precision == "bf16":
                 halve_weights(read)
+                self.version += " with fp16 constants"  # a part of it: evidence of other constants is of another runtime
             each = threads_each(threads, parallel)
             shared = _Requests(core.compile_model(read, "CPU", _settings(precision, threads=each * parallel, streams=parallel)))
             alone = shared
