@@ -63,6 +63,7 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract_of_runtimes(network: Path) -> None:
     check_runtime("torch", network, model=network, ranks=RanksConfig(tensor=2, build=BUILD))
 

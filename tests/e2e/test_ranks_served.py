@@ -29,6 +29,8 @@ from tidemill.serve.config import ServeConfig
 from tidemill.serve.http import Request
 from tidemill.serve.model import Model
 
+pytestmark = pytest.mark.slow
+
 BUILD = "net_of_ranks:build"
 MODULE = """
 from torch import nn
@@ -162,8 +164,7 @@ def test_ranks_end_with_a_process_that_is_killed(package: Package, patched: Path
     assert until(lambda: [rank for rank in ranks if runs(rank)], lambda left: not left) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "classes"), [(BUILD, 4), ("mlp", 0)])
+@pytest.mark.parametrize(("kind", "classes"), [pytest.param(BUILD, 4, marks=pytest.mark.long), ("mlp", 0)])
 def test_layers_and_stages_at_once_answer_as_the_graph_does(kind: str, classes: int, patched: Path, tmp_path: Path) -> None:
     model = {"kind": kind} if classes else {"kind": kind, "depth": 2, "width": 16}
     package = made(tmp_path, model, {"tensor": 2, "pipeline": 2}, classes=classes)
@@ -177,6 +178,27 @@ def test_layers_and_stages_at_once_answer_as_the_graph_does(kind: str, classes: 
         predict(package, rows, answers)
         np.testing.assert_allclose(by_ranks, pq.read_table(answers)["prediction"].to_numpy(), rtol=1e-5, atol=1e-5)
     assert children() == []
+
+
+@pytest.mark.long
+def test_texts_are_read_on_ranks(tiny_encoder: Path, patched: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    liked_N = rng.random(150) < 0.5
+    texts = [" ".join(["the", "film", "was", *rng.choice(["good", "great"] if liked else ["bad", "dull"], 2)]) for liked in liked_N]
+    pq.write_table(pa.table({"said": texts, "target": liked_N}), tmp_path / "rows.parquet")
+    tree = {
+        "name": "net", "engine": {"threads": 1},
+        "data": {"source": "rows.parquet", "target": "target", "split": {"valid": 0.2, "test": 0.2}},
+        "model": {"kind": "decoder", "tokenizer": str(tiny_encoder), "max_length": 12, "depth": 2, "width": 32, "heads": 2, "hidden": 64},
+        "train": {"epochs": 6, "batch_size": 16, "optimizer": {"learning_rate": 3e-3}},
+        "contract": {"torch": {"tensor": 2, "pipeline": 2}},
+    }  # fmt: skip
+    found = run(from_tree(tree, folder=tmp_path), home=tmp_path / "home")
+    assert found.refused is None, found.refused
+    assert found.package is not None
+    evidence = found.package.evidence()["torch"]
+    assert evidence["runtime"].endswith("tensor 2 x pipeline 2")
+    assert evidence["max_difference"] <= 1e-5
 
 
 def asked(app: App, records: list[dict[str, Any]]) -> tuple[int, Any]:

@@ -50,7 +50,8 @@ def after(model: onnx.ModelProto, tensor: str) -> onnx.ModelProto | None:
     """The part of a graph from `tensor`, float32 [N, S], to all outputs; None where they do not come of it."""
     helper, kinds = need("onnx.helper", "packaging a model"), need("onnx", "packaging a model").TensorProto
     graph = model.graph
-    needed, nodes = {value.name for value in graph.output}, []
+    needed = {value.name for value in graph.output}
+    nodes: list[onnx.NodeProto] = []
     for node in reversed(graph.node):
         if tensor not in node.output and needed.intersection(node.output):
             nodes.insert(0, node)

@@ -14,11 +14,12 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tidemill.core.errors import TidemillError, Unavailable
-from tidemill.core.launcher import RankJob, RanksFailed, Resources
+from tidemill.core.launcher import Launcher, RankJob, RanksFailed, Resources
 from tidemill.core.load import load
 from tidemill.core.ranks.wire import receive, send
 
@@ -50,21 +51,24 @@ class Answering:
         self._listener.listen(1)
         arguments = {**job.arguments, "socket": str(self._folder / SOCKET)}
         self._job = replace(job, folder=self._folder, arguments=arguments, restarts=0)
-        self._run = lambda: load("launcher", launcher)().run(self._job, ranks, resources)
+        made: Launcher = load("launcher", launcher)()
+        self._run = partial(made.run, self._job, ranks, resources)
         self._turn, self._state = threading.Lock(), threading.Condition()
         self._desk: socket.socket | None = None
         self._failed: TidemillError | None = None
-        self._closed = False
+        self._closed = threading.Event()
         self._starts = 0
         threading.Thread(target=self._meet, name="ranks-meet", daemon=True).start()
         self._keeper = threading.Thread(target=self._keep, name="ranks-keep", daemon=True)
         self._keeper.start()
+        self._wait_for_the_first()
+
+    def _wait_for_the_first(self) -> None:
         with self._state:
             self._state.wait_for(lambda: self._desk is not None or self._failed is not None)
-            failed = self._failed
-        if failed is not None:
+        if self._failed is not None:
             self.close()
-            raise failed
+            raise self._failed
 
     @property
     def starts(self) -> int:
@@ -79,7 +83,7 @@ class Answering:
         """
         with self._turn:
             desk = self._desk
-            if self._closed:
+            if self._closed.is_set():
                 raise RuntimeError("a runtime that was closed must not run")
             if desk is None:
                 raise self._away()
@@ -98,10 +102,9 @@ class Answering:
     def close(self) -> None:
         """End the ranks; returns when they are gone, or soon, where one hangs: its launcher ends it then."""
         with self._state:
-            if self._closed:
+            if self._closed.is_set():
                 return
-            self._closed = True
-            self._state.notify_all()
+            self._closed.set()
         desk = self._desk
         if desk is not None:
             with suppress(OSError):
@@ -114,15 +117,17 @@ class Answering:
     def _keep(self) -> None:
         """Start the ranks, and again whenever they end, until `close`."""
         wait_s = _FIRST_WAIT_S
-        while not self._closed:
+        while not self._closed.is_set():
             before = self._starts
             try:
                 self._run()
                 said: TidemillError = Unavailable("the ranks that answer ended")
             except TidemillError as error:
                 said = error
+            except Exception as error:  # noqa: BLE001 - the edge of a thread: whoever asks must hear of it
+                said = Unavailable(f"the ranks that answer must start, {type(error).__name__}: {error}")
             self._part(self._desk)
-            if self._closed:
+            if self._closed.is_set():
                 return
             with self._state:
                 if self._starts == 0:
@@ -134,12 +139,11 @@ class Answering:
                 self._job.events.emit("ranks.restarted", f"all start again in {wait_s:.1f} s")
             else:
                 self._job.events.warn("ranks.failed", f"{said}; all start again in {wait_s:.1f} s")
-            with self._state:
-                self._state.wait_for(lambda: self._closed, wait_s)
+            self._closed.wait(wait_s)
 
     def _meet(self) -> None:
         """Take in the first rank of each start."""
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 desk, _ = self._listener.accept()
             except OSError:

@@ -62,15 +62,14 @@ class TorchRanks:
         self.device = ranks.device
         # A pipeline agrees on shapes anew for each that it meets.
         self.compiles_shapes = ranks.pipeline > 1
-        folder, facts = _facts(model)
-        _check_build(str(facts["kind"]), ranks.build)
-        self.inputs = list(facts["inputs"])
+        folder, kind, self.inputs = _facts(model)
+        _check_build(kind, ranks.build)
         self._link = session(folder / LINK)
         self._linked = [value.name for value in self._link.get_inputs()]
         self.outputs = [value.name for value in self._link.get_outputs()]
         job = RankJob(
             target="network",
-            arguments={"folder": str(folder.resolve()), "kind": facts["kind"], "tensor": ranks.tensor, "pipeline": ranks.pipeline},
+            arguments={"folder": str(folder.resolve()), "kind": kind, "tensor": ranks.tensor, "pipeline": ranks.pipeline},
             folder=folder,
             hang_s=ranks.answer_s,
             paths=tuple(path for path in sys.path if path),
@@ -99,8 +98,8 @@ class TorchRanks:
         self._end()
 
 
-def _facts(model: Path | bytes) -> tuple[Path, dict[str, object]]:
-    """The folder of a network, and what it says of itself.
+def _facts(model: Path | bytes) -> tuple[Path, str, list[str]]:
+    """The folder of a network, its kind, and the names of what it takes.
 
     Raises:
         Unsupported: If it is a graph.
@@ -110,7 +109,7 @@ def _facts(model: Path | bytes) -> tuple[Path, dict[str, object]]:
         raise Unsupported("runtime torch runs networks that PyTorch trained, got a graph", hint="onnxruntime runs every graph")
     try:
         facts = json.loads((model / FACTS).read_text(encoding="utf-8"))
-        return model, {"kind": facts["kind"], "inputs": [str(name) for name in facts["inputs"]]}
+        return model, str(facts["kind"]), [str(name) for name in facts["inputs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{model} must hold a network for the runtime torch: {error}") from error
 

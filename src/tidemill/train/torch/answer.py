@@ -103,7 +103,7 @@ class _Told:
             content = length.to_bytes(_LENGTH, "little", signed=True) + (message or b"")[:_HEAD]
             head[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         dist.broadcast(head, 0, group=self._group)
-        whole = head.numpy().tobytes()
+        whole: bytes = head.numpy().tobytes()
         length = int.from_bytes(whole[:_LENGTH], "little", signed=True)
         if length < 0:
             return None
@@ -113,4 +113,5 @@ class _Told:
             torch.frombuffer(bytearray(message[_HEAD:]), dtype=torch.uint8) if message else torch.empty(length - _HEAD, dtype=torch.uint8)
         )
         dist.broadcast(rest, 0, group=self._group)
-        return whole[_LENGTH:] + rest.numpy().tobytes()
+        tail: bytes = rest.numpy().tobytes()
+        return whole[_LENGTH:] + tail
