@@ -400,6 +400,15 @@ class _Sqlite(_Connection):
             self.run("BEGIN IMMEDIATE")
             self.run(_TABLE)
             return
+        try:
+            self._db.execute("SELECT 1 FROM sqlite_master")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+                # Whoever wrote last was ended in the middle of it; what is half done is undone by the next that may write.
+                self._db.close()
+                self._db = self._connected(self._path)
+        except sqlite3.DatabaseError:
+            pass  # told below
         self.run("BEGIN")
         if not self.all("SELECT 1 FROM sqlite_master WHERE name = 'events'"):  # nothing was ever written
             self._db.close()

@@ -179,3 +179,25 @@ def test_a_killed_registration_leaves_the_ledger_as_it_was(ledger: Ledger, tmp_p
     assert [version.version for version in ledger.versions("m")] == [1]
     assert ledger.register(Package.open(tmp_path / "src-b")).version == 2
     ledger.verify()
+
+
+def test_what_a_killed_writer_left_half_done_is_undone_by_who_reads_next(tmp_path: Path) -> None:
+    """A process that ends in the middle of a commit leaves its journal; a reader that may not write could not read past it."""
+    whole, left = tmp_path / "whole", tmp_path / "left"
+    ledger = Ledger(whole / "ledger.db")
+    ledger.record("note", "tiny", why="begun")
+    writer = sqlite3.connect(whole / "ledger.db", isolation_level=None)
+    writer.execute("PRAGMA cache_size = 1")
+    writer.execute("BEGIN IMMEDIATE")
+    for number in range(200):  # more than its cache holds, so that half of it is in the file
+        writer.execute(
+            "INSERT INTO events SELECT seq + 1 + ?, at, actor, kind, name, version, alias, ?, evidence, hash FROM events LIMIT 1",
+            (number, "x" * 2000),
+        )
+    left.mkdir()
+    for file in whole.glob("ledger.db*"):
+        (left / file.name).write_bytes(file.read_bytes())
+    writer.close()
+    assert (left / "ledger.db-journal").stat().st_size > 0
+    assert [entry.why for entry in Ledger(left / "ledger.db").history("tiny")] == ["begun"]
+    assert not (left / "ledger.db-journal").exists()

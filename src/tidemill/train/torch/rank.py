@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tidemill.core.allocator import kept
 from tidemill.core.events import Events
 from tidemill.core.load import need
 from tidemill.core.project import build as build_struct
@@ -143,7 +144,8 @@ def train(job: Job, *, events: Events, on_round: OnRound | None) -> Result:
     try:
         if loop.resume():
             events.emit("train.resumed", f"from step {loop.at.step}", step=loop.at.step)
-        progress = loop.run()
+        with kept():
+            progress = loop.run()
     finally:
         if saving is not None:
             saving.close()
