@@ -2,7 +2,7 @@
 
 Three trainings: `mlp`, a perceptron on rows in memory; `text`, the project examples/reviews; `image`, the project examples/fashion. All
 loops train the same network with the same optimizer, schedule, clipping and precision, on the same batches (text) or batches as large (mlp, image),
-without validation. In one process and in turn, the order turned round every other time; ratios are taken within a repeat. Rates are of steps
+without validation. Each in a process of its own, in turn, the order turned round every other time; ratios are taken within a repeat. Rates are of steps
 from the end of the first epoch to the end of the last; what a run took beyond its steps at that rate is its start. The processor's
 time stands beside wall time, since it holds still on a busy machine. Usage: run.py [mlp|text|image ...] [--repeats N]
 
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ from tidemill.core.contract import hardware
 HERE = Path(__file__).parent
 PEERS = HERE / ".cache" / "peers"
 INSTALLED = ("accelerate", "pytorch-lightning", "lightning-utilities", "torchmetrics", "psutil", "aiohttp", "fsspec")
-# How often each is repeated where nothing else is said: what fits into two minutes.
-REPEATS = {"mlp": 7, "text": 3, "image": 3}
+# How often each is repeated where nothing else is said: some five minutes for each.
+REPEATS = {"mlp": 15, "text": 5, "image": 5}
+# What a line that is meant for this program begins with.
+RATES = "rates "
 
 
 def main(names: list[str], repeats: int | None) -> None:
@@ -51,18 +54,50 @@ def main(names: list[str], repeats: int | None) -> None:
 
 
 def measure(name: str, repeats: int) -> Iterator[dict[str, Any]]:
-    """What is known after each repeat."""
+    """What is known after each repeat. Each way has a process of its own: what one does to the allocator is not another's."""
+    work = getattr(workloads, name)()
+    taken: list[dict[str, dict[str, float]]] = []
+    with ExitStack() as stack:
+        processes = {way: stack.enter_context(started(name, way)) for way in WAYS}
+        for repeat in range(repeats):
+            found = {way: asked(processes[way]) for way in (WAYS if repeat % 2 == 0 else reversed(WAYS))}
+            taken.append(found)
+            rates = ", ".join(f"{way} {found[way]['wall']:.4g} steps/s ({found[way]['cpu']:.4g} a processor s)" for way in WAYS)
+            print(f"{name}, repeat {repeat + 1}: {rates}", flush=True)
+            yield told(work, taken)
+
+
+def started(name: str, way: str) -> subprocess.Popen[str]:
+    """A process that waits for its turns, warmed up."""
+    command = [sys.executable, str(Path(__file__)), name, "--way", way]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    asked(process)
+    return process
+
+
+def asked(process: subprocess.Popen[str]) -> dict[str, float]:
+    """What a process measures in its turn."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        if line.startswith(RATES):
+            found: dict[str, float] = json.loads(line.removeprefix(RATES))
+            return found
+    raise SystemExit(f"{' '.join(map(str, process.args))} ended, rc {process.wait()}")  # type: ignore[arg-type]
+
+
+def turns(name: str, way: str) -> None:
+    """One way in this process: its rates as a line of JSON for each line that comes in, those of the warming up first."""
+    install()
     work = getattr(workloads, name)()
     torch.set_num_threads(work.threads)
-    for way in WAYS.values():
-        way(work.brief())
-    taken: list[dict[str, dict[str, float]]] = []
-    for repeat in range(repeats):
-        found = {way: WAYS[way](work).rates() for way in (WAYS if repeat % 2 == 0 else reversed(WAYS))}
-        taken.append(found)
-        rates = ", ".join(f"{way} {found[way]['wall']:.4g} steps/s ({found[way]['cpu']:.4g} a processor s)" for way in WAYS)
-        print(f"{name}, repeat {repeat + 1}: {rates}", flush=True)
-        yield told(work, taken)
+    for turn, _ in enumerate(sys.stdin):
+        rates = {} if turn == 0 else WAYS[way](work).rates()
+        if turn == 0:
+            WAYS[way](work.brief())
+        print(RATES + json.dumps(rates), flush=True)
 
 
 def told(work: workloads.Workload, taken: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
@@ -106,5 +141,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(REPEATS), metavar="mlp|text|image")
     parser.add_argument("--repeats", type=int)
+    parser.add_argument("--way", choices=list(WAYS), help="one of them alone, in this process")
     given = parser.parse_args()
-    main(given.names, given.repeats)
+    if given.way:
+        turns(given.names[0], given.way)
+    else:
+        main(given.names, given.repeats)
