@@ -56,7 +56,9 @@ def test_a_wrong_section_is_named(tree: dict[str, Any], error: type[TidemillErro
 
 @pytest.mark.parametrize("kind", UNBUILT)
 def test_a_kind_that_is_not_built_names_those_that_are(kind: str) -> None:
-    with pytest.raises(Unsupported, match=f"{kind}.*built: dcn, decoder, ensemble, image, linear, mlp, random_forest, sklearn, text, xgboost"):
+    with pytest.raises(
+        Unsupported, match=f"{kind}.*built: dcn, decoder, ensemble, image, linear, mlp, random_forest, sklearn, text, xgboost"
+    ):
         read(kind=kind, hidden=[64])
 
 
