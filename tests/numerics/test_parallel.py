@@ -201,7 +201,7 @@ def test_networks_over_features(run: Run, network: str, layout: dict[str, Any]) 
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_network_over_texts(run: Run, encoder: Path, tune: str) -> None:
     for layout in ({"data": 2}, {"shard": 2}):
-        hold(run, layout, network="text", params={"encoder": str(encoder), "tune": tune}, steps=8)
+        hold(run, layout, network="text", params={"encoder": str(encoder), "tune": tune})
 
 
 @pytest.fixture(scope="module")

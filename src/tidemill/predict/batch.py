@@ -16,6 +16,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,8 @@ def predict(
     _check_output(output, source, kept)
     part_rows, batch_rows = _blocks(part_rows), _blocks(min(batch_rows, part_rows))
     threads = config.threads or len(os.sched_getaffinity(0))
-    predictor = _predictor(package, runtime, ranks, events)
     images = _Images(package.schema.names[0], source) if package.kind == "image" else None
-    with open_engine(config) as data:
+    with closing(_predictor(package, runtime, ranks, events)) as predictor, open_engine(config) as data:
         rows = _rows(data, package, source, kept)
         with disk_errors(output.parent), lock(output.parent / f".{output.name}.lock", what=str(output), remove=True):
             progress = _Progress.open(output, key=_key(package, source, kept, part_rows, predictor))
@@ -115,7 +115,6 @@ def predict(
                 progress.discard()
                 raise
             progress.finish()
-    predictor.close()
     events.emit("predict.done", str(output), rows=progress.rows)
     return Predicted(path=output, rows=progress.rows, resumed_rows=resumed)
 
