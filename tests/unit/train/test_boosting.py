@@ -127,7 +127,8 @@ def test_a_killed_worker_is_replaced_and_the_trees_are_the_same(
     tmp_path: Path, finished_stages: Callable[..., tuple[Artifact, Artifact]]
 ) -> None:
     data, features = finished_stages()
-    made, heard = project(2, model={"num_rounds": 60, "early_stopping": 0}), []
+    # Ranks tell their step once a second: rounds enough that some are left when the second is over.
+    made, heard = project(2, model={"num_rounds": 2_000, "early_stopping": 0}), []
     workload = Workload.of(made, data, features)
     assert workload.valid is not None
 
