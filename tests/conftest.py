@@ -138,14 +138,26 @@ def postgresql() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def nycflights() -> Path:
+def script() -> Callable[[str], Any]:
+    """Gives a file of the project that is no part of a package, such as "benchmarks/gpu/run.py", as a module."""
+
+    def loaded(path: str) -> Any:
+        name = path.removesuffix(".py").replace("/", "_")
+        spec = importlib.util.spec_from_file_location(name, ROOT / path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # where dataclasses look up the types of their fields
+        spec.loader.exec_module(module)
+        return module
+
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def nycflights(script: Callable[[str], Any]) -> Path:
     """Folder with the tables of the flights example (flights.csv.zip, weather.csv, planes.csv), fetched with pip once."""
-    path = ROOT / "examples" / "flights" / "get_data.py"
-    spec = importlib.util.spec_from_file_location("get_flights", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("examples/flights/get_data.py")
     with _only_one("nycflights"):
         return Path(module.get_data())
 
@@ -167,16 +179,10 @@ def ask_client() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Iterator[Any]:
+def ranks(script: Callable[[str], Any]) -> Iterator[Any]:
     """Eight processes that speak gloo, started by the first job; see tests/numerics/pool.py."""
     pytest.importorskip("torch")
-    path = ROOT / "tests" / "numerics" / "pool.py"
-    spec = importlib.util.spec_from_file_location("pool", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    pool = module.Pool()
+    pool = script("tests/numerics/pool.py").Pool()
     yield pool
     pool.close()
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -15,17 +14,10 @@ from tidemill.models.base import MemoryMatrix
 from tidemill.models.kinds import kind_of
 from tidemill.train.torch.config import NetworkConfig, Training
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "crosses" / "made_crosses.py"
-
 
 @pytest.fixture(scope="module")
-def made_crosses() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("made_crosses", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def made_crosses(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("examples/crosses/made_crosses.py")
 
 
 def auc(clicked_N: np.ndarray, chance_N: np.ndarray) -> float:

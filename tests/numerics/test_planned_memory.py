@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 
 pytestmark = pytest.mark.slow
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "planner"
 NAMES = ("DDP 2", "FSDP 2", "TP 2", "PP 2", *(pytest.param(name, marks=pytest.mark.long) for name in ("FSDP 4, stage 2", "PP 4")))
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("planner_memory", FOLDER / "memory.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def benchmark(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("benchmarks/planner/memory.py")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -13,19 +11,11 @@ from tidemill.train.planner.layout import Layout
 from tidemill.train.planner.memory import Precision, state
 from tidemill.train.planner.network import Transformer
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
+def benchmark(script: Callable[[str], ModuleType]) -> ModuleType:
     """The script that fits and tests, with its table."""
-    spec = importlib.util.spec_from_file_location("planner_calibrate", ROOT / "benchmarks" / "planner" / "calibrate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/planner/calibrate.py")
 
 
 def test_step_times_of_runs_that_nothing_was_fitted_on(benchmark: ModuleType) -> None:

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-FILE = Path(__file__).parents[4] / "benchmarks" / "gpu" / "run.py"
-
 
 @pytest.fixture(scope="module")
-def benchmark() -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def benchmark(script: Callable[[str], Any]) -> Any:
+    return script("benchmarks/gpu/run.py")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
