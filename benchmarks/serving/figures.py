@@ -120,6 +120,8 @@ def start_claims(result: Result) -> list[Claim]:
 def growth_claims(result: Result) -> list[Claim]:
     made = []
     for (name, server), points in curve(result).items():
+        if SERVERS[server] not in OURS:
+            continue
         rates = [rate for _, rate in points]
         shares = [rate / max(rates[:place]) for place, rate in enumerate(rates) if place]
         made.append(claim(name, server, "must", "lowest throughput to the best of fewer connections", ">=", FALLEN, min(shares)))

@@ -43,16 +43,25 @@ def main() -> None:
     rounds: list[dict[str, Any]] = []
     for repeat in range(options.repeats):
         rounds.append({})
+        # Both are asked by what the server can do where nothing is refused.
+        with Running(servers["none"], workload) as running:
+            can = kept_busy(
+                running.port, running.server.path, running.bodies, connections=CONNECTIONS, seconds=options.seconds / 2, seed=repeat
+            )["requests_s"]
         for name in servers if repeat % 2 == 0 else reversed(servers):
             with Running(servers[name], workload) as running:
-                given = running.port, running.server.path, running.bodies
-                # What it can do is found without a deadline, on the server that has none, or of the same kind.
-                can = kept_busy(*given, connections=CONNECTIONS if name == "none" else 8, seconds=options.seconds / 2, seed=repeat)[
-                    "requests_s"
-                ]
+                # Its first answers teach it how quick it is.
+                kept_busy(running.port, running.server.path, running.bodies, connections=8, seconds=2.0, seed=repeat)
                 found: dict[str, Any] = {"speed": speed(), "can": can}
                 for times in TIMES:
-                    found[str(times)] = opened(*given, rate=times * can, seconds=options.seconds, seed=repeat + 10 * times)
+                    found[str(times)] = opened(
+                        running.port,
+                        running.server.path,
+                        running.bodies,
+                        rate=times * can,
+                        seconds=options.seconds,
+                        seed=repeat + 10 * times,
+                    )
                 rounds[-1][name] = found
                 print(name, json.dumps(found), flush=True)
     report = {

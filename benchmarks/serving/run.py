@@ -46,6 +46,7 @@ HERE = Path(__file__).parent
 PARTS = (*WORKLOADS, "growth", "start")
 CONNECTIONS = (1, 16, 64)
 GROWTH = (1, 4, 16, 64, 256, 1024)
+GROWN = ("tidemill", "tidemill-2", "fastapi-2")
 # Share of its own closed-loop throughput that a peer is offered on a schedule.
 OFFERED = 0.8
 # Ours is asked at the nearest rate above a peer's that it was asked at anyway, where that is at most this many times the peer's.
@@ -108,12 +109,12 @@ class Session:
                 print(f"  in process: {said.strip()}", flush=True)
 
     def growth(self) -> None:
-        """One and two replicas from 1 to 1,024 connections."""
+        """One and two replicas from 1 to 1,024 connections, and the plainest of the others, which shows what the machine itself takes."""
         seconds = 3.0
         for repeat in range(2):
-            for name in ("tidemill", "tidemill-2") if repeat % 2 == 0 else ("tidemill-2", "tidemill"):
+            for name in GROWN if repeat % 2 == 0 else GROWN[::-1]:
                 for workload in (WORKLOADS["tabular-numbers"], WORKLOADS["text"]):
-                    if name not in self.result["skipped"]:
+                    if name not in self.result["skipped"] and (self.chosen is None or name in self.chosen):
                         self._attempt(SERVERS[name], lambda n=name, w=workload, r=repeat: self._grown(SERVERS[n], w, r, seconds))
 
     def starts(self) -> None:
