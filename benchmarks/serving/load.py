@@ -123,7 +123,10 @@ class Connection:
 
     def status(self) -> int | None:
         """Read what came: the status once the answer is whole, 0 where the connection ended."""
-        got = self.socket.recv(65_536)
+        try:
+            got = self.socket.recv(65_536)
+        except ConnectionResetError:
+            got = b""
         if not got:
             return 0
         self._got += got
@@ -156,7 +159,12 @@ def run_schedule(port: int, requests: list[bytes], due_s: list[float]) -> dict[s
         while waiting and (idle or len(busy) < MAX_CONNECTIONS):
             connection = idle.pop() if idle else Connection(address)
             one = waiting.popleft()
-            connection.send(requests[one % len(requests)], due_s[one])
+            try:
+                connection.send(requests[one % len(requests)], due_s[one])
+            except (ConnectionResetError, BrokenPipeError):  # it was closed while nobody used it, as some servers do
+                connection.socket.close()
+                connection = Connection(address)
+                connection.send(requests[one % len(requests)], due_s[one])
             busy.append(connection)
         # Not epoll, whose time-outs are whole milliseconds.
         ready, _, _ = select.select(busy, (), (), max(0.0, (due_s[place] if place < len(due_s) else last) - (time.perf_counter() - start)))

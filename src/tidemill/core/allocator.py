@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -28,10 +29,9 @@ def lean(budget: int) -> bool:
 
 
 def trim() -> None:
-    """Give back what is free in the heaps of Arrow and the C library."""
-    import pyarrow as pa
-
-    pa.default_memory_pool().release_unused()
+    """Give back what is free in the heaps of the C library and of Arrow, where that is in use."""
+    if arrow := sys.modules.get("pyarrow"):
+        arrow.default_memory_pool().release_unused()
     _libc("malloc_trim", 0)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from tidemill.core.allocator import trim
 from tidemill.core.contract import Verdict, hardware
 from tidemill.core.errors import ConfigError, ContractViolation, TidemillError
 from tidemill.core.events import Events
@@ -90,6 +91,10 @@ def _held(package: Package, runtime: str, precision: Precision, options: dict[st
         reference = Predictor(package, threads=options["threads"])
         evidence = measure_precision(predictor, reference, predictor.variants(package.example, TRIED_ROWS))
         reference.close()
+        if predictor.runtime.compiles_shapes:  # what it compiled for the rows tried would stay
+            predictor.close()
+            predictor = Predictor(package, runtime=runtime, precision=precision, events=events, **options)
+        trim()
         told = f"{package.name}: {evidence['precision']} in {evidence['runtime']} is {evidence['max_difference']:.2g} from fp32"
         events.emit("serve.precision_measured", told, model=package.name, evidence=evidence)
         _enforce(keeps(package, evidence))

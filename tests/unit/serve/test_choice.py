@@ -18,8 +18,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tidemill.core.contract import ContractConfig, Rounding
 from tidemill.core.errors import ConfigError, ContractViolation, Unsupported
 from tidemill.core.events import Event, Events
-from tidemill.core.graph import IR_VERSION, OPSETS
-from tidemill.core.package import Package, write
+from tidemill.core.graph import IR_VERSION, OPSETS, Arrays
+from tidemill.core.package import Package, Predictor, write
+from tidemill.core.precision import measure_precision
 from tidemill.core.runtimes.openvino import has_bf16
 from tidemill.packaging import gate
 from tidemill.packaging.imports import package_model
@@ -92,6 +93,25 @@ def test_a_promise_that_holds_here_is_used_and_entered_once(texts: Make) -> None
     assert of(Package.open(package.path), seen) == ("openvino", "bf16")
     assert len(seen) == 1, "what was measured on such hardware is not measured again"
     assert Package.open(package.path).identity == package.identity
+
+
+@rounds
+def test_what_was_compiled_to_measure_does_not_stay(texts: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Predictor] = []
+
+    def noted(measured: Predictor, reference: Predictor, inputs: Arrays) -> dict[str, Any]:
+        used.extend((measured, reference))
+        return measure_precision(measured, reference, inputs)
+
+    monkeypatch.setattr("tidemill.serve.choice.measure_precision", noted)
+    chosen = choose(texts(min_cosine=0.99))
+    example = chosen.predictor.variants(chosen.package.example, 2)
+    assert len(used) == 2
+    for predictor in used:
+        with pytest.raises(RuntimeError, match="closed"):
+            predictor.run(example)
+    assert len(chosen.predictor.run(example).prediction) == 2
+    chosen.predictor.close()
 
 
 @rounds

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 
+from tidemill.core.allocator import trim
 from tidemill.core.events import Events
 from tidemill.core.package import Package
 from tidemill.serve.app import App
@@ -107,5 +106,4 @@ def give_back_memory() -> None:
     # Most of a closed model's memory went with its last reference. What reads its requests holds classes made for it, which are circles, and
     # serving looks for those too seldom to keep memory level through many versions. What there was at the start is frozen and not looked through.
     gc.collect()
-    with suppress(OSError, AttributeError):  # another C library knows no such call
-        ctypes.CDLL(None).malloc_trim(0)
+    trim()
