@@ -134,7 +134,8 @@ class Session:
         try:
             measure()
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            said = str(error) + (str(error.stderr or "") if isinstance(error, subprocess.CalledProcessError) else "")
+            # Of a program that failed, what it said last: its command holds folders of this machine.
+            said = str(error.stderr or "").strip().rpartition("\n")[2] if isinstance(error, subprocess.CalledProcessError) else str(error)
             self.result["skipped"][server.name] = said[-1500:]
             print(f"  {server.name} is left out: {said[-1500:]}", flush=True)
         self.keep()
