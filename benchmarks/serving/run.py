@@ -134,8 +134,8 @@ class Session:
         try:
             measure()
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            # Of a program that failed, what it said last: its command holds folders of this machine.
             said = str(error.stderr or "").strip().rpartition("\n")[2] if isinstance(error, subprocess.CalledProcessError) else str(error)
+            said = said.replace(f"{HERE.parents[1]}/", "")  # results name no folder of a machine
             self.result["skipped"][server.name] = said[-1500:]
             print(f"  {server.name} is left out: {said[-1500:]}", flush=True)
         self.keep()
