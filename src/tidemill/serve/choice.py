@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -80,7 +81,8 @@ def _held(package: Package, runtime: str, precision: Precision, options: dict[st
     Raises:
         ContractViolation: If it is too far from ONNX Runtime in single precision.
     """
-    predictor = Predictor(package, runtime=runtime, precision=precision, events=events, **options)
+    opened = partial(Predictor, package, runtime=runtime, precision=precision, events=events, **options)
+    predictor = opened()
     if (predictor.runtime.name, predictor.runtime.precision) == (DEFAULT, "fp32"):
         return Choice(package=package, predictor=predictor)
     try:
@@ -91,16 +93,16 @@ def _held(package: Package, runtime: str, precision: Precision, options: dict[st
         reference = Predictor(package, threads=options["threads"])
         evidence = measure_precision(predictor, reference, predictor.variants(package.example, TRIED_ROWS))
         reference.close()
-        if predictor.runtime.compiles_shapes:  # what it compiled for the rows tried would stay
-            predictor.close()
-            predictor = Predictor(package, runtime=runtime, precision=precision, events=events, **options)
-        trim()
         told = f"{package.name}: {evidence['precision']} in {evidence['runtime']} is {evidence['max_difference']:.2g} from fp32"
         events.emit("serve.precision_measured", told, model=package.name, evidence=evidence)
         _enforce(keeps(package, evidence))
     except BaseException:
         predictor.close()
         raise
+    if predictor.runtime.compiles_shapes and predictor.runtime.device == "cpu":  # what was compiled for the rows tried would stay in memory
+        predictor.close()
+        predictor = opened()
+    trim()
     return Choice(package=_entered(package, evidence, events), predictor=predictor, evidence=evidence)
 
 

@@ -21,7 +21,7 @@ from tidemill.core.events import Event, Events
 from tidemill.core.graph import IR_VERSION, OPSETS, Arrays
 from tidemill.core.package import Package, Predictor, write
 from tidemill.core.precision import measure_precision
-from tidemill.core.runtimes.openvino import has_bf16
+from tidemill.core.runtimes.openvino import OpenVino, has_bf16
 from tidemill.packaging import gate
 from tidemill.packaging.imports import package_model
 from tidemill.serve.choice import choose
@@ -111,6 +111,21 @@ def test_what_was_compiled_to_measure_does_not_stay(texts: Make, monkeypatch: py
         with pytest.raises(RuntimeError, match="closed"):
             predictor.run(example)
     assert len(chosen.predictor.run(example).prediction) == 2
+    chosen.predictor.close()
+
+
+@rounds
+def test_what_a_device_took_long_to_compile_stays(texts: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Predictor] = []
+
+    def noted(measured: Predictor, reference: Predictor, inputs: Arrays) -> dict[str, Any]:
+        used.append(measured)
+        return measure_precision(measured, reference, inputs)
+
+    monkeypatch.setattr("tidemill.serve.choice.measure_precision", noted)
+    monkeypatch.setattr(OpenVino, "device", "cuda")
+    chosen = choose(texts(min_cosine=0.99))
+    assert used == [chosen.predictor]
     chosen.predictor.close()
 
 
