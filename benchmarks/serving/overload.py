@@ -45,23 +45,14 @@ def main() -> None:
         rounds.append({})
         # Both are asked by what the server can do where nothing is refused.
         with Running(servers["none"], workload) as running:
-            can = kept_busy(
-                running.port, running.server.path, running.bodies, connections=CONNECTIONS, seconds=options.seconds / 2, seed=repeat
-            )["requests_s"]
+            can = busy(running, CONNECTIONS, options.seconds / 2, repeat)["requests_s"]
         for name in servers if repeat % 2 == 0 else reversed(servers):
             with Running(servers[name], workload) as running:
-                # Its first answers teach it how quick it is.
-                kept_busy(running.port, running.server.path, running.bodies, connections=8, seconds=2.0, seed=repeat)
+                busy(running, 8, 2.0, repeat)  # its first answers teach it how quick it is
+                given = running.port, running.server.path, running.bodies
                 found: dict[str, Any] = {"speed": speed(), "can": can}
                 for times in TIMES:
-                    found[str(times)] = opened(
-                        running.port,
-                        running.server.path,
-                        running.bodies,
-                        rate=times * can,
-                        seconds=options.seconds,
-                        seed=repeat + 10 * times,
-                    )
+                    found[str(times)] = opened(*given, rate=times * can, seconds=options.seconds, seed=repeat + 10 * times)
                 rounds[-1][name] = found
                 print(name, json.dumps(found), flush=True)
     report = {
@@ -74,6 +65,10 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{report['at'][:10]}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(table(rounds, options.deadline_ms))
+
+
+def busy(running: Running, connections: int, seconds: float, seed: int) -> dict[str, float]:
+    return kept_busy(running.port, running.server.path, running.bodies, connections=connections, seconds=seconds, seed=seed)
 
 
 def table(rounds: list[dict[str, Any]], deadline_ms: float) -> str:

@@ -80,9 +80,7 @@ class Session:
             names += [server.name for server in CONTROLS]
         if self.quick:
             names = [name for name in names if name in ("tidemill", "tidemill-bf16", "fastapi-1", "fastapi-2", "litserve")]
-        if self.chosen:
-            names = [name for name in names if name in self.chosen]
-        return [SERVERS[name] for name in names if name not in self.result["skipped"]]
+        return [SERVERS[name] for name in names if self._is_wanted(name)]
 
     def run(self) -> None:
         for part in self.parts:
@@ -114,7 +112,7 @@ class Session:
         for repeat in range(2):
             for name in GROWN if repeat % 2 == 0 else GROWN[::-1]:
                 for workload in (WORKLOADS["tabular-numbers"], WORKLOADS["text"]):
-                    if name not in self.result["skipped"] and (self.chosen is None or name in self.chosen):
+                    if self._is_wanted(name):
                         self._attempt(SERVERS[name], lambda n=name, w=workload, r=repeat: self._grown(SERVERS[n], w, r, seconds))
 
     def starts(self) -> None:
@@ -122,8 +120,11 @@ class Session:
         for repeat in range(3):
             for workload in WORKLOADS.values():
                 for name in ("tidemill", "tidemill-2", "fastapi-2", *(("tidemill-bf16",) if workload.name == "text" else ())):
-                    if name not in self.result["skipped"] and (self.chosen is None or name in self.chosen):
+                    if self._is_wanted(name):
                         self._attempt(SERVERS[name], lambda n=name, w=workload, r=repeat: self._started(SERVERS[n], w, r))
+
+    def _is_wanted(self, name: str) -> bool:
+        return name not in self.result["skipped"] and (not self.chosen or name in self.chosen)
 
     def keep(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
