@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import subprocess
@@ -175,22 +174,12 @@ def make_rows() -> Callable[..., pa.Table]:
 
 
 @pytest.fixture(scope="session")
-def serving() -> Any:
+def serving(script: Callable[[str], Any]) -> Any:
     """The module `serving_load` beside this file: servers of a ledger, and callers that note what fails."""
-    return _beside("serving_load")
+    return script("tests/e2e/serving_load.py")
 
 
 @pytest.fixture(scope="session")
-def serving_fuzz() -> Any:
+def serving_fuzz(script: Callable[[str], Any]) -> Any:
     """The module `serving_fuzz` beside this file: malformed requests."""
-    return _beside("serving_fuzz")
-
-
-def _beside(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("tests/e2e/serving_fuzz.py")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 from collections.abc import Callable
@@ -22,25 +21,15 @@ from tidemill.ui.report import collect, write_report
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=4000"]  # fmt: skip
 SECTIONS = ["contract", "quality", "slices", "parity", "model", "tuning", "features", "data", "lineage", "environment"]
-UNIT = Path(__file__).parents[1] / "unit" / "ui"
 HOSTILE = "<script>document.title='owned'</script><img src='http://127.0.0.1:9/x' onerror=\"document.title='owned'\">"
 
 Dump = Callable[..., tuple[str, str]]
 
 
-def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"sample_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def sample() -> Any:
+def sample(script: Callable[[str], Any]) -> Any:
     """The module that makes a finished run's folders."""
-    return _module(UNIT / "conftest.py")
+    return script("tests/unit/ui/conftest.py")
 
 
 @pytest.fixture
@@ -106,17 +95,17 @@ def test_a_real_run_and_its_drift_are_shown(browse: Dump, tmp_path: Path) -> Non
     assert "CONSOLE" not in log, log
 
 
-def test_the_drift_page_is_as_quiet(browse: Dump, tmp_path: Path) -> None:
+def test_the_drift_page_is_as_quiet(browse: Dump, tmp_path: Path, script: Callable[[str], Any]) -> None:
     page = tmp_path / "drift.html"
-    page.write_text(render_drift(_module(UNIT / "test_drift_page.py").drifted()), encoding="utf-8")
+    page.write_text(render_drift(script("tests/unit/ui/test_drift_page.py").drifted()), encoding="utf-8")
     dom, log = browse(page)
     assert re.findall(r'<section id="(\w+)">', dom) == ["prediction", "quality", "moved", "columns"]
     assert "<script" not in dom
     assert "CONSOLE" not in log, log
 
 
-def test_measured_speed_is_shown_as_quietly(browse: Dump, tmp_path: Path) -> None:
-    found = _module(UNIT / "test_bench_page.py")
+def test_measured_speed_is_shown_as_quietly(browse: Dump, tmp_path: Path, script: Callable[[str], Any]) -> None:
+    found = script("tests/unit/ui/test_bench_page.py")
     page = tmp_path / "bench.html"
     for made, sections in ((found.SWEPT, ["connections", "rows", "conditions"]), (found.PACKAGE, ["sweep", "conditions"])):
         page.write_text(render_bench(made), encoding="utf-8")

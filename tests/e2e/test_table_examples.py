@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,13 +18,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.slow
 
 
-def copied(name: str, into: Path) -> Path:
+def copied(name: str, into: Path, script: Callable[[str], Any]) -> Path:
     """A copy of the example with its data beside it, fetched once for all tests; skips where the package cannot be fetched."""
-    spec = importlib.util.spec_from_file_location(f"get_{name}", EXAMPLES / name / "get_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script(f"examples/{name}/get_data.py")
     try:
         data = Path(module.get_data())
     except subprocess.CalledProcessError:
@@ -53,8 +50,8 @@ def package(folder: Path, name: str) -> tuple[dict[str, object], dict[str, dict[
     return json.loads((path / "tidemill.json").read_text(encoding="utf-8")), evidence
 
 
-def test_bicycles_come_with_intervals_that_hold_what_they_say(tmp_path: Path) -> None:
-    folder = copied("bikes", tmp_path)
+def test_bicycles_come_with_intervals_that_hold_what_they_say(tmp_path: Path, script: Callable[[str], Any]) -> None:
+    folder = copied("bikes", tmp_path, script)
     said = demo(folder, "--set", "model.num_rounds=150", "--set", "contract.quality.max=70")
     manifest, evidence = package(folder, "bikes")
     inputs = {column["name"] for column in manifest["signature"]["inputs"]}  # type: ignore[index]
@@ -67,8 +64,8 @@ def test_bicycles_come_with_intervals_that_hold_what_they_say(tmp_path: Path) ->
     assert int(hours[0][0]) > int(hours[2][0]), "rain keeps people from riding"
 
 
-def test_employment_drifts_a_little_more_each_year(tmp_path: Path) -> None:
-    folder = copied("employment", tmp_path)
+def test_employment_drifts_a_little_more_each_year(tmp_path: Path, script: Callable[[str], Any]) -> None:
+    folder = copied("employment", tmp_path, script)
     said = demo(folder, "--sample", "0.2", "--set", "model.num_rounds=30", "--set", "contract.quality.min=0.8")
     ages = [float(distance) for distance in re.findall(r"^  201[78]  .*?AGEP (0\.\d+)", said, re.MULTILINE)]
     assert len(ages) == 2

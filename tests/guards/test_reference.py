@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,18 +11,14 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_reference", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def generator(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("docs/generate.py")
 
 
 @pytest.fixture(scope="module")
-def pages() -> dict[str, str]:
-    made: dict[str, str] = generator().pages()
+def pages(generator: ModuleType) -> dict[str, str]:
+    made: dict[str, str] = generator.pages()
     return made
 
 
@@ -39,7 +35,7 @@ def test_no_page_is_left_over(pages: dict[str, str]) -> None:
     assert {path.name for path in (DOCS / "reference").glob("*.md")} == set(pages)
 
 
-def test_every_section_command_operator_and_metric_is_there(pages: dict[str, str]) -> None:
+def test_every_section_command_operator_and_metric_is_there(pages: dict[str, str], generator: ModuleType) -> None:
     from tidemill import cli
     from tidemill.core.load import TABLE
     from tidemill.core.metrics import METRICS
@@ -49,7 +45,8 @@ def test_every_section_command_operator_and_metric_is_there(pages: dict[str, str
     assert all(f"\n## {name}\n" in pages["models.md"] for name in TABLE["model"])
     assert all(f"| `{name}` |" in pages["metrics.md"] for name in METRICS)
     assert all(
-        f"`tidemill {name}`" in pages["command-line.md"] or f"## tidemill {name}\n" in pages["command-line.md"] for name in commands(cli)
+        f"`tidemill {name}`" in pages["command-line.md"] or f"## tidemill {name}\n" in pages["command-line.md"]
+        for name in generator.commands(cli.build_parser())
     )
 
 
@@ -60,7 +57,3 @@ def test_no_cell_breaks_its_table(pages: dict[str, str]) -> None:
             if len(lines) > 1 and lines[0].startswith("|"):
                 bars = {line.replace(r"\|", "").count("|") for line in lines}
                 assert len(bars) == 1, f"{name}: {block[:200]}"
-
-
-def commands(cli: ModuleType) -> list[str]:
-    return list(generator().commands(cli.build_parser()))
