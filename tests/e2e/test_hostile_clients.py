@@ -26,6 +26,8 @@ pytestmark = pytest.mark.server
 PATIENCE_S = 10.0
 MEGABYTE = 2**20
 MAX_BODY_MB = 4.0
+# The example's `departs` in microseconds since 1970.
+DEPARTS_US = 1_370_115_000_000_000
 BODY = json.dumps(EXAMPLE).encode()
 
 
@@ -41,42 +43,94 @@ def server(serving: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
 
 @contextmanager
 def others(server: Any) -> Iterator[None]:
-    """Two callers who ask all the while, over connections that they keep and over new ones; each must have its own answer, soon."""
-    stopping, failures, answered = threading.Event(), [], [0, 0]
+    """Callers who ask all the while, over a connection that is kept, over new ones and over gRPC; each must have its own answer, soon."""
+    stopping, failures, answered = threading.Event(), [], [0, 0, 0]
 
-    def ask(which: int) -> None:
-        kept = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE_S)
+    def ask(which: int, probability: Callable[[dict[str, Any]], float]) -> None:
         while not stopping.is_set():
             record = {**EXAMPLE, "distance": float(answered[which] % 3000), "weekend": which == 0}
             try:
-                kept.request("POST", "/predict", json.dumps(record))
-                found = json.loads(kept.getresponse().read())
-                if abs(found["probability"] - tiny_probability(record)) > 1e-6:
+                found = probability(record)
+                if abs(found - tiny_probability(record)) > 1e-6:
                     failures.append(f"{found} for {record}")
             except Exception as error:  # noqa: BLE001 - each is a failure
                 failures.append(repr(error))
-                kept.close()
             answered[which] += 1
-            if which:
-                kept.close()
             time.sleep(0.002)
-        kept.close()
 
-    threads = [threading.Thread(target=ask, args=(which,)) for which in (0, 1)]
-    for thread in threads:
-        thread.start()
-    while min(answered) < 5 and not failures:
-        time.sleep(0.01)
-    try:
-        yield
-        until = [count + 5 for count in answered]
-        while any(count < enough for count, enough in zip(answered, until, strict=True)):
-            time.sleep(0.01)
-    finally:
-        stopping.set()
+    with ExitStack() as stack:
+        ways = [stack.enter_context(way) for way in (over_http(server, is_kept=True), over_http(server, is_kept=False), over_grpc(server))]
+        threads = [threading.Thread(target=ask, args=each) for each in enumerate(ways)]
         for thread in threads:
-            thread.join()
+            thread.start()
+        while min(answered) < 5 and not failures:
+            time.sleep(0.01)
+        try:
+            yield
+            until = [count + 5 for count in answered]
+            while any(count < enough for count, enough in zip(answered, until, strict=True)):
+                time.sleep(0.01)
+        finally:
+            stopping.set()
+            for thread in threads:
+                thread.join()
     assert failures == []
+
+
+@contextmanager
+def over_http(server: Any, *, is_kept: bool) -> Iterator[Callable[[dict[str, Any]], float]]:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE_S)
+
+    def probability(record: dict[str, Any]) -> float:
+        try:
+            connection.request("POST", "/predict", json.dumps(record))
+            found: float = json.loads(connection.getresponse().read())["probability"]
+        except Exception:
+            connection.close()
+            raise
+        if not is_kept:
+            connection.close()
+        return found
+
+    yield probability
+    connection.close()
+
+
+@contextmanager
+def over_grpc(server: Any) -> Iterator[Callable[[dict[str, Any]], float]]:
+    import grpc
+
+    from tidemill.serve.grpc.messages import messages
+
+    made = messages()
+
+    def probability(record: dict[str, Any]) -> float:
+        answer = infer(made["ModelInferRequest"](model_name="rows", inputs=tensors(record)), timeout=PATIENCE_S)
+        place = [output.name for output in answer.outputs].index("probability")
+        return struct.unpack("<2f", answer.raw_output_contents[place])[1]
+
+    with grpc.insecure_channel(server.grpc) as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=made["ModelInferRequest"].SerializeToString,
+            response_deserializer=made["ModelInferResponse"].FromString,
+        )
+        yield probability
+
+
+def tensors(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """A record of the tiny package as the inference protocol has it."""
+    datatypes = {"distance": "FP64", "fare": "FP32", "seats": "INT64", "carrier": "BYTES", "weekend": "BOOL"}
+    contents = {
+        "FP64": "fp64_contents",
+        "FP32": "fp32_contents",
+        "INT64": "int64_contents",
+        "BYTES": "bytes_contents",
+        "BOOL": "bool_contents",
+    }
+    values = {**record, "carrier": record["carrier"].encode()}
+    told = [(name, datatype, values[name]) for name, datatype in datatypes.items()] + [("departs", "INT64", DEPARTS_US)]
+    return [{"name": name, "datatype": kind, "shape": [1, 1], "contents": {contents[kind]: [value]}} for name, kind, value in told]
 
 
 def connect(server: Any, *, port: int | None = None) -> socket.socket:
@@ -258,8 +312,8 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
-def http_2(server: Any, _: ExitStack) -> None:
-    """To the gRPC port: no preface, floods of every kind, streams begun and reset at once, headers without an end. To the other: HTTP/2 at all."""
+def http_2(server: Any, stack: ExitStack) -> None:
+    """To the gRPC port: no preface, floods of every kind, streams begun and reset at once or never ended, headers without an end. To the other: HTTP/2 at all."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     port = int(server.grpc.rpartition(":")[2])
     # Method POST, scheme http, path and authority as literals: HPACK without an index.
@@ -284,15 +338,13 @@ def http_2(server: Any, _: ExitStack) -> None:
             while connection.recv(65_536):
                 pass
         assert server.process.poll() is None, name
-    import grpc
-
-    from tidemill.serve.grpc.messages import messages
-
-    with grpc.insecure_channel(server.grpc) as channel:
-        ready = channel.unary_unary(
-            "/inference.GRPCInferenceService/ServerReady", response_deserializer=messages()["ServerReadyResponse"].FromString
-        )
-        assert ready(b"", timeout=PATIENCE_S).ready
+    held = preface + frame(4, 0, 0) + b"".join(frame(1, 4, 2 * i + 1, fields) for i in range(3000))
+    for flood in (floods["rapid reset"], held):  # from several, who listen to nothing
+        for _ in range(4):
+            connection = stack.enter_context(connect(server, port=port))
+            with suppress(OSError):
+                connection.sendall(flood)
+        time.sleep(0.5)
     assert asked(server, preface + frame(4, 0, 0))[0] in (0, 400, 405, 505)
     upgrade = ("connection: upgrade, http2-settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__")
     assert asked(server, head(len(BODY), "/predict", *upgrade) + BODY)[0] == 200

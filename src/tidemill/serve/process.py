@@ -64,7 +64,8 @@ def url(config: ServeConfig) -> str:
 
 async def _run(app: App, taken: socket.socket, events: Events, on_ready: Callable[[Running], None] | None, together: bool) -> None:
     config, loop = app.config, asyncio.get_running_loop()
-    http = Http1(Calls(app, workers=config.workers or os.cpu_count() or 1), config, most=most_connections())
+    calls = Calls(app, workers=config.workers or os.cpu_count() or 1)
+    http = Http1(calls, config, most=most_connections())
     listener = Listener(http, config, taken=taken, folder=Path(), events=events)
     stopping = asyncio.Event()
 
@@ -82,7 +83,7 @@ async def _run(app: App, taken: socket.socket, events: Events, on_ready: Callabl
     before = gc.get_threshold()
     try:
         await listener.start()
-        grpc = _grpc(app, together)
+        grpc = await _grpc(calls, together)
         at = f"{reachable(config.host)}:{grpc.port}" if grpc is not None else None
         running = Running(url=url(config), grpc=at, stop=stop_from_anywhere)
         gc.collect()
@@ -94,37 +95,32 @@ async def _run(app: App, taken: socket.socket, events: Events, on_ready: Callabl
             told.add_done_callback(lambda told: stop() if told.exception() else None)
         await listener.run(stopping)
         events.emit("serve.stopping", "finishing requests in flight")
-        calls = loop.run_in_executor(None, lambda: grpc.stop(grace_s=config.drain_timeout_s)) if grpc is not None else None
+        parted = asyncio.create_task(grpc.stop(grace_s=config.drain_timeout_s)) if grpc is not None else None
         if not await listener.stop(drain_s=config.drain_timeout_s):
             events.warn("serve.cut", f"requests in flight were cut after {config.drain_timeout_s:g} s")
-        if calls is not None:
-            await calls
+        if parted is not None:
+            await parted
         if told is not None:
             await told
         events.emit("serve.stopped", "stopped")
     finally:
         if grpc is not None:
-            grpc.stop(grace_s=0)
+            await grpc.stop(grace_s=0)
         http.close()
         gc.set_threshold(*before)
 
 
-def _grpc(app: App, together: bool) -> GrpcServer | None:
+async def _grpc(calls: Calls, together: bool) -> GrpcServer | None:
     """The server of gRPC calls, where the configuration has a port for it."""
-    config = app.config
+    config = calls.app.config
     if config.grpc_port is None:
         return None
     from tidemill.serve.grpc.server import GrpcServer, secure
 
     credentials = secure(config.tls, folder=Path()) if config.tls is not None else None
-    return GrpcServer(
-        app,
-        host=bound(config.host),
-        port=config.grpc_port,
-        workers=config.workers or os.cpu_count() or 1,
-        credentials=credentials,
-        together=together,
-    )
+    made = GrpcServer(calls, host=bound(config.host), port=config.grpc_port, credentials=credentials, together=together)
+    await made.start()
+    return made
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

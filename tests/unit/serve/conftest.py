@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import redis
 
 from tidemill.core.events import Event, Events
 from tidemill.serve.app import App
+from tidemill.serve.calls import Calls
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.http import Request, Response
 from tidemill.serve.server import load
@@ -107,3 +110,35 @@ def start_redis() -> Callable[[], AbstractContextManager[tuple[str, Any]]]:
 def redis_url() -> Iterator[str]:
     with started_redis() as (url, _):
         yield url
+
+
+@contextmanager
+def over_grpc(app: App, port: int = 0) -> Iterator[int]:
+    """The port on which an application answers gRPC calls."""
+    from tidemill.serve.grpc.server import GrpcServer
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def wait(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(20)
+
+    async def begun() -> tuple[Calls, GrpcServer]:
+        calls = Calls(app, workers=4)
+        server = GrpcServer(calls, host="127.0.0.1", port=port)
+        await server.start()
+        return calls, server
+
+    with ExitStack() as stack:
+        stack.callback(lambda: (loop.call_soon_threadsafe(loop.stop), thread.join(), loop.close()))
+        calls, server = wait(begun())
+        stack.callback(calls.close)
+        stack.callback(lambda: wait(server.stop(grace_s=1)))
+        yield server.port
+
+
+@pytest.fixture(scope="session")
+def grpc_served() -> Callable[..., AbstractContextManager[int]]:
+    """Has an application answer gRPC calls: of it, and a port, makes the context of that port."""
+    return over_grpc

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from tidemill.serve.access.config import AuthConfig
 from tidemill.serve.app import App
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.grpc.messages import METHODS, PACKAGE, SERVICE, messages
-from tidemill.serve.grpc.server import GrpcServer
+from tidemill.serve.grpc.server import CALLS
 from tidemill.serve.http import Request
 from tidemill.serve.limits import LimitsConfig, Rate
 from tidemill.serve.model import Model
@@ -41,13 +44,16 @@ CONTENTS = {"FP64": "fp64_contents", "FP32": "fp32_contents", "INT64": "int64_co
 NUMPY = {"FP64": np.float64, "FP32": np.float32, "INT64": np.int64, "BOOL": np.bool_}
 
 
+Serve = Callable[..., AbstractContextManager[int]]
+
+
 class Caller:
     """Calls methods by name."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, port: int) -> None:
         self.app = app
-        self.server = GrpcServer(app, host="127.0.0.1", port=0, workers=4)
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
+        self.port = port
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
 
     def __call__(self, method: str, metadata: Any = (), **fields: Any) -> Any:
         request, _ = METHODS[method]
@@ -67,9 +73,13 @@ class Caller:
             self(method, metadata, **fields)
         return caught.value.code().name, caught.value.details()  # type: ignore[attr-defined]
 
-    def close(self) -> None:
-        self.channel.close()
-        self.server.stop(grace_s=1)
+
+@contextmanager
+def caller(app: App, served: Serve) -> Iterator[Caller]:
+    with served(app) as port:
+        made = Caller(app, port)
+        yield made
+        made.channel.close()
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +88,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
 
 
 @pytest.fixture(scope="module")
-def ask(package: Package) -> Iterator[Caller]:
-    caller = Caller(App([Model(package)], config=ServeConfig(max_body_mb=0.5)))
-    yield caller
-    caller.close()
+def ask(package: Package, grpc_served: Serve) -> Iterator[Caller]:
+    with caller(App([Model(package)], config=ServeConfig(max_body_mb=0.5)), grpc_served) as made:
+        yield made
 
 
 def tensors(*, raw: bool) -> dict[str, Any]:
@@ -181,11 +190,10 @@ def test_no_message_breaks_the_server(ask: Caller, data: Any) -> None:
         assert code in ("INVALID_ARGUMENT", "NOT_FOUND"), (code, details)
 
 
-def test_credentials_and_limits_hold_as_over_http(package: Package, tmp_path: Path) -> None:
+def test_credentials_and_limits_hold_as_over_http(package: Package, tmp_path: Path, grpc_served: Serve) -> None:
     key = keys.add(tmp_path / "keys.json", "alice", scopes=["predict"])
     config = ServeConfig(auth=AuthConfig(keys=Path("keys.json")), limits=LimitsConfig(per_key=Rate(per_day=1)))
-    ask = Caller(App([Model(package)], config=config, folder=tmp_path))
-    try:
+    with caller(App([Model(package)], config=config, folder=tmp_path), grpc_served) as ask:
         sent = {"model_name": "tiny", **tensors(raw=True)}
         assert ask("ServerLive").live
         assert ask.refused("ModelInfer", **sent)[0] == "UNAUTHENTICATED"
@@ -193,8 +201,6 @@ def test_credentials_and_limits_hold_as_over_http(package: Package, tmp_path: Pa
         assert ask.refused("ModelMetadata", with_key, name="tiny")[0] == "PERMISSION_DENIED"
         assert len(probabilities(ask("ModelInfer", with_key, **sent))) == 3
         assert ask.refused("ModelInfer", with_key, **sent)[0] == "RESOURCE_EXHAUSTED"
-    finally:
-        ask.close()
 
 
 def test_calls_are_counted_with_the_others(ask: Caller) -> None:
@@ -203,19 +209,50 @@ def test_calls_are_counted_with_the_others(ask: Caller) -> None:
     assert 'tidemill_requests_total{route="/v2/models/{model}/infer",status="200"}' in text
 
 
-def test_while_it_stops_it_is_not_ready(package: Package) -> None:
-    ask = Caller(App([Model(package)]))
-    try:
+def test_while_it_stops_it_is_not_ready(package: Package, grpc_served: Serve) -> None:
+    with caller(App([Model(package)]), grpc_served) as ask:
         ask.app.draining = True
         assert not ask("ServerReady").ready
         assert not ask("ModelReady", name="tiny").ready
-    finally:
-        ask.close()
 
 
-def test_a_taken_port(ask: Caller) -> None:
-    with pytest.raises(Conflict, match="must be free for gRPC"):
-        GrpcServer(ask.app, host="127.0.0.1", port=ask.server.port, workers=1)
+def test_a_taken_port(ask: Caller, grpc_served: Serve) -> None:
+    with pytest.raises(Conflict, match="must be free for gRPC"), grpc_served(ask.app, ask.port):
+        pass
+
+
+def test_calls_without_their_message_hold_up_nobody_and_end(package: Package, grpc_served: Serve) -> None:
+    """More than a connection may have under way, on several connections: the first are refused when their time is over, and all the while others are answered."""
+    config = ServeConfig(body_timeout_s=2.0)
+    with caller(App([Model(package)], config=config), grpc_served) as ask:
+        sent = {"model_name": "tiny", **tensors(raw=True)}
+        ask("ModelInfer", **sent)
+        ending = threading.Event()
+
+        def nothing() -> Iterator[bytes]:
+            yield from iter(lambda: ending.wait() and b"", b"")
+
+        began = time.monotonic()
+        channels = [grpc.insecure_channel(f"127.0.0.1:{ask.port}", [("grpc.use_local_subchannel_pool", 1)]) for _ in range(3)]
+        held = [
+            channel.stream_unary(f"/{PACKAGE}.{SERVICE}/ModelInfer").future(nothing()) for channel in channels for _ in range(CALLS // 2)
+        ]
+        assert len(probabilities(ask("ModelInfer", **sent))) == 3
+        assert time.monotonic() - began < config.body_timeout_s  # while all of them were held
+        codes = {call.code().name for call in held}
+        ending.set()
+        for channel in channels:
+            channel.close()
+        assert codes == {"DEADLINE_EXCEEDED"}
+        assert all("within 2 s" in call.details() for call in held)
+
+
+def test_a_call_that_ends_without_a_message(ask: Caller) -> None:
+    call = ask.channel.stream_unary(f"/{PACKAGE}.{SERVICE}/ServerLive")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(iter(()), timeout=20)
+    assert caught.value.code().name == "INVALID_ARGUMENT"  # type: ignore[attr-defined]
+    assert ask("ServerLive").live
 
 
 def test_the_messages_are_the_protocols() -> None:

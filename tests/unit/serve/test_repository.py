@@ -18,7 +18,6 @@ from tidemill.serve.app import App
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.deployment.slot import Standing
 from tidemill.serve.grpc.messages import METHODS, PACKAGE, SERVICE, messages
-from tidemill.serve.grpc.server import GrpcServer
 from tidemill.serve.http import Request
 from tidemill.serve.model import Model
 
@@ -126,19 +125,17 @@ def test_on_an_open_address_nobody_may_where_nobody_is_asked_who_he_is(make: Mak
     assert names.told == []
 
 
-def test_the_same_over_grpc(make: Make) -> None:
+def test_the_same_over_grpc(make: Make, grpc_served: Callable[..., Any]) -> None:
     app, names = make()
-    server = GrpcServer(app, host="127.0.0.1", port=0, workers=2)
-    channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
+    with grpc_served(app) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
 
-    def ask(method: str, **fields: Any) -> Any:
-        request, response = (messages()[name] for name in METHODS[method])
-        call = channel.unary_unary(
-            f"/{PACKAGE}.{SERVICE}/{method}", request_serializer=request.SerializeToString, response_deserializer=response.FromString
-        )
-        return call(request(**fields), timeout=20)
+        def ask(method: str, **fields: Any) -> Any:
+            request, response = (messages()[name] for name in METHODS[method])
+            call = channel.unary_unary(
+                f"/{PACKAGE}.{SERVICE}/{method}", request_serializer=request.SerializeToString, response_deserializer=response.FromString
+            )
+            return call(request(**fields), timeout=20)
 
-    try:
         assert [(entry.name, entry.state) for entry in ask("RepositoryIndex").models] == [
             ("binary", "READY"), ("other", "READY"), ("gone", "UNAVAILABLE"),
         ]  # fmt: skip
@@ -149,6 +146,3 @@ def test_the_same_over_grpc(make: Make) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             ask("RepositoryModelLoad", model_name="x")
         assert caught.value.code().name == "NOT_FOUND"  # type: ignore[attr-defined]
-    finally:
-        channel.close()
-        server.stop(grace_s=1)
