@@ -46,6 +46,10 @@ HERE = Path(__file__).parent
 PARTS = (*WORKLOADS, "growth", "start")
 CONNECTIONS = (1, 16, 64)
 GROWTH = (1, 4, 16, 64, 256, 1024)
+# Seconds that a window of growth takes; beyond 64 connections more, since opening them takes a part of it, and a text waits for up to 4 s then:
+# batches are made of what is of like length, so that a window within one wait would count the shorter or the longer ones.
+GROWN_S = 4.0
+MANY_S = 12.0
 GROWN = ("tidemill", "tidemill-2", "fastapi-2")
 # Share of its own closed-loop throughput that a peer is offered on a schedule.
 OFFERED = 0.8
@@ -108,12 +112,11 @@ class Session:
 
     def growth(self) -> None:
         """One and two replicas from 1 to 1,024 connections, and the plainest of the others, which shows what the machine itself takes."""
-        seconds = 3.0
         for repeat in range(2):
             for name in GROWN if repeat % 2 == 0 else GROWN[::-1]:
                 for workload in (WORKLOADS["tabular-numbers"], WORKLOADS["text"]):
                     if self._is_wanted(name):
-                        self._attempt(SERVERS[name], lambda n=name, w=workload, r=repeat: self._grown(SERVERS[n], w, r, seconds))
+                        self._attempt(SERVERS[name], lambda n=name, w=workload, r=repeat: self._grown(SERVERS[n], w, r))
 
     def starts(self) -> None:
         """From the launch of the process to the first right answer, files in the page cache."""
@@ -160,12 +163,13 @@ class Session:
                 found = self._window(running, length, lambda rate=rate, length=length: self._opened(running, rate, length, repeat))
                 self._add("windows", workload.name, server, repeat, {"kind": "open", "offered_s": round(rate, 1), **found})
 
-    def _grown(self, server: Server, workload: Workload, repeat: int, seconds: float) -> None:
+    def _grown(self, server: Server, workload: Workload, repeat: int) -> None:
+        """Once up and once down, since the machine drifts meanwhile."""
         with Running(server, workload) as running:
             running.check(requests=64, connections=16)
             self._warmed(running, 2.0)
-            for connections in GROWTH:
-                self._closed(running, "growth", repeat, connections, seconds)
+            for connections in GROWTH if repeat % 2 == 0 else GROWTH[::-1]:
+                self._closed(running, "growth", repeat, connections, GROWN_S if connections <= 64 else MANY_S)
 
     def _started(self, server: Server, workload: Workload, repeat: int) -> None:
         wait_until_quiet(3)
