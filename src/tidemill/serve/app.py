@@ -51,7 +51,6 @@ PAST_VERSIONS = 4
 
 _ID = "x-request-id"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE")
-_STATUSES = {status: str(status) for status in range(200, 600)}
 _NOWHERE = Route(method="", path="", label="none", handle=lambda _: Response(404, []))
 
 
@@ -97,6 +96,10 @@ class App:
         self.limits = Limits(self.config.limits, events=self._events) if self.config.limits is not None else None
         self.cors = Cors(self.config.cors) if self.config.cors is not None else None
         self._kept = self._made_kept(self.config.cache) if self.config.cache is not None else None
+        self.keeps_answers = self._kept is not None
+        """Whether a call may wait for what is computed for another one, on whichever thread."""
+        self.asks_elsewhere = self.config.cache is not None and self.config.cache.redis is not None
+        """Whether looking for a kept answer takes a way over the network."""
         self._batches: dict[Model, Batches] = {}
         self._started = time.time()
         self._log = PredictionLog(self.config.log_folder, count=self._count_log) if self.config.log else None
@@ -227,7 +230,7 @@ class App:
             return done()
         try:
             batches = self._batches[work.model]
-            due, priority = wishes(request, work, default_ms=None if batches.is_quick(work.rows) else batches.deadline_ms)
+            due, priority = wishes(request, work, default_ms=None if work.rows <= batches.quick_rows else batches.deadline_ms)
             as_row = self._log is None and work.encode_row is not None
             call.job = Job([], work.rows, partial(self._ended, call, done), request.arrived, due, priority, request.wanted, as_row=as_row)
             batches.ask(work, call.job, tenant=call.caller.name if call.caller is not None else "", on_loop=on_loop, alone=alone)
@@ -293,17 +296,7 @@ class App:
 
     def queues(self, call: Call) -> bool:
         """Whether the call's work waits for a runner, rather than being done where it was read."""
-        return call.work is not None and not self._batches[call.work.model].is_quick(call.work.rows)
-
-    @property
-    def keeps_answers(self) -> bool:
-        """Whether a call may wait for what is computed for another one, on whichever thread."""
-        return self._kept is not None
-
-    @property
-    def asks_elsewhere(self) -> bool:
-        """Whether looking for a kept answer takes a way over the network."""
-        return self.config.cache is not None and self.config.cache.redis is not None
+        return call.work is not None and call.work.rows > self._batches[call.work.model].quick_rows
 
     def close(self) -> None:
         """Answer what waits, and write what is left of the logs."""
@@ -412,10 +405,9 @@ class App:
         )
 
     def _count(self, call: Call, status: int) -> None:
-        ended, request, work, job, counted = perf_counter(), call.request, call.work, call.job, self.metrics
-        with counted.lock:
-            counted.requests.sample(call.route.label, _STATUSES.get(status) or str(status)).value += 1
-            counted.request_seconds.sample(call.route.label).observe(ended - request.arrived)
+        ended, request, work, job = perf_counter(), call.request, call.work, call.job
+        with self.metrics.lock:
+            self.metrics.answered(call.route.label, status, ended - request.arrived)
             if work is not None and job is not None:
                 queued = call.started - request.arrived + job.begun - call.parsed
                 batches = self._batches[work.model]

@@ -20,6 +20,7 @@ from tidemill.serve.heads import (
     MAX_URL_BYTES,
     METHODS,
     Fields,
+    Head,
     address_too_long,
     body_too_large,
     head_of,
@@ -74,6 +75,12 @@ class Exchange:
         self.is_busy = False
         """Whether it is being admitted or answered."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is whole, and its head asks for nothing but an answer."""
+        is_special = self.is_last or self.keeps or self.expects or self.refused is not None
+        return self.is_whole and not is_special and self.stated == self.size
+
 
 class Connection(asyncio.Protocol):
     """One caller. `due` is the `perf_counter` from which on its time is over."""
@@ -126,13 +133,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_over:
             return
-        self._size += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._read_after(upgrade, data)
-        except httptools.HttpParserError as error:
-            self._refuse_broken(error)
+        if self._stage == _NOTHING and not self._waiting:
+            self._read_whole(data)
+        else:
+            self._read(data)
         if self._waiting:
             self._go_on()
         if self._stage == _NOTHING:
@@ -170,6 +174,31 @@ class Connection(asyncio.Protocol):
         if not self._is_over:
             self.due = perf_counter() + self._http.idle_s
             self._next()
+
+    def _read_whole(self, data: bytes) -> None:
+        """Read what may be one whole request, and its head one that was read before."""
+        http = self._http
+        if (known := http.heads.find(data)) is not None:
+            head, body = known
+            exchange = Exchange(Request(head.method, head.path, head.query, head.headers, b"", perf_counter(), self._client), is_last=False)
+            exchange.stated = exchange.size = head.size
+            exchange.body, exchange.is_whole = body, True
+            self._waiting.append(exchange)
+            http.in_flight.value += 1
+            return
+        self._read(data)
+        if len(self._waiting) == 1 and self._waiting[0].is_plain:
+            request, size = self._waiting[0].request, self._waiting[0].size
+            http.heads.keep(data, Head(request.method, request.path, request.query, request.headers, size))
+
+    def _read(self, data: bytes) -> None:
+        self._size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_after(upgrade, data)
+        except httptools.HttpParserError as error:
+            self._refuse_broken(error)
 
     # What the parser calls. This only takes down what came; what follows from it is done when the bytes at hand are read.
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from time import time
 from urllib.parse import unquote
 
-from tidemill.serve.http import Refused, Response
+from tidemill.serve.http import Headers, Refused, Response
 
 # What a request's head may hold: bytes of its address, bytes and number of its fields.
 MAX_URL_BYTES = 8_192
 MAX_HEAD_BYTES = 65_536
 MAX_FIELDS = 128
+
+# Heads that are known again: how many, and of how many bytes each at most.
+KNOWN_HEADS = 512
+KNOWN_BYTES = 1_024
+HEAD_END = b"\r\n\r\n"
 
 Fields = list[tuple[bytes, bytes]]
 """Names and values of a head's fields, as they came."""
@@ -30,6 +36,45 @@ _NAMES = {
     )
     for form in (name, name.title())
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the head of a request says that has nothing special to it: its body is as long as `size`, and the connection goes on behind it."""
+
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    """Not to be changed: it is the same for every request with this head."""
+    size: int
+
+
+class KnownHeads:
+    """Heads by their bytes. A caller sends the same again and again, and the same bytes at a request's start mean the same."""
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, Head] = {}
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def find(self, data: bytes) -> tuple[Head, bytes] | None:
+        """Head and body, where `data` is one whole request with a known head."""
+        end = data.find(HEAD_END) + len(HEAD_END)
+        head = self._heads.get(data[:end])
+        return (head, data[end:]) if head is not None and len(data) == end + head.size else None
+
+    def keep(self, data: bytes, head: Head) -> None:
+        """Know a head again, where `data`, a request that was read, is short enough and ends with its body.
+
+        That its body begins where the first empty line ends is seen by its length.
+        """
+        end = data.find(HEAD_END) + len(HEAD_END)
+        if end <= KNOWN_BYTES and len(data) == end + head.size:
+            if len(self._heads) >= KNOWN_HEADS:
+                self._heads.clear()
+            self._heads[data[:end]] = head
 
 
 def headers_of(fields: Fields) -> dict[str, str]:
@@ -80,9 +125,13 @@ def head_of(response: Response, *, keeps: str) -> bytes:
         keeps: The field that says whether the connection is kept, with its end of line; empty where that goes without saying.
     """
     status = response.status
-    fields = "".join([f"{name}: {value}\r\n" for name, value in response.headers])
+    fields = "\r\n".join(map(": ".join, response.headers))
     length = f"content-length: {len(response.body)}\r\n\r\n" if status not in (204, 304) else "\r\n"
-    return f"{_STATUS_LINES.get(status) or _status_line(status)}{fields}{keeps}{_date(int(time()))}{length}".encode("latin-1", "replace")
+    first = _STATUS_LINES.get(status) or _status_line(status)
+    return f"{first}{_date(int(time()))}{keeps}{fields}{fields and _END}{length}".encode("latin-1", "replace")
+
+
+_END = "\r\n"
 
 
 def _status_line(status: int, phrase: str = "") -> str:

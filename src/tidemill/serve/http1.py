@@ -8,6 +8,7 @@ from time import perf_counter
 from tidemill.serve.calls import Calls
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.connection import Connection
+from tidemill.serve.heads import KnownHeads
 
 # How long a connection that asks nothing is kept when the server stops: a request may be on its way.
 FAREWELL_S = 0.1
@@ -28,6 +29,7 @@ class Http1:
         self.idle_s = config.idle_timeout_s
         self.most = most
         self.in_flight = calls.app.metrics.in_flight.sample()
+        self.heads = KnownHeads()
         self.connections: set[Connection] = set()
         self.draining = False
         self.loop = asyncio.get_running_loop()

@@ -181,8 +181,17 @@ class Metrics:
         self._memory = Family(
             Sample, "tidemill_process_resident_memory_bytes", "gauge", "Resident memory of the process.", (), together="each"
         )
+        self._answered: dict[tuple[str, int], tuple[Sample, Distribution]] = {}
         self.replicas = Family(Sample, "tidemill_replicas", "gauge", "Processes that answer.", ())
         self.restarts = Family(Sample, "tidemill_replica_restarts_total", "counter", "Processes that ended and were started again.", ())
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count one answered request; while holding the lock."""
+        found = self._answered.get((route, status))
+        if found is None:
+            found = self._answered[route, status] = self.requests.sample(route, str(status)), self.request_seconds.sample(route)
+        found[0].value += 1
+        found[1].observe(seconds)
 
     def render(self) -> bytes:
         """Every family in the text format."""

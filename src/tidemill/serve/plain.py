@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from tidemill.core.graph import Arrays
 from tidemill.core.image import ImageSignature
 from tidemill.core.package import Answers
 from tidemill.serve import arrow
@@ -20,8 +21,17 @@ _JSON_TYPES = ("", JSON, "application/x-www-form-urlencoded", "text/plain", "tex
 def routes(model: Model, config: ServeConfig, *, default: bool, first: bool) -> Iterator[Route]:
     """The addresses of one model: `/predict` for the default one, `/models/<name>/predict` for each."""
 
+    def encode(answers: Answers) -> Response:
+        return encode_row(model.form.rows(answers)[0])
+
+    def encode_row(row: dict[str, Any]) -> Response:
+        row["model"] = model.name
+        row["version"] = model.version
+        return json_response(row)
+
     def one(request: Request) -> Response | Work:
-        return read_one(request, model)
+        given, values = read_one(request, model)
+        return Work(model, given, 1, encode, values, encode_row)
 
     def batch(request: Request) -> Response | Work:
         return read_batch(request, model, config)
@@ -46,34 +56,25 @@ def routes(model: Model, config: ServeConfig, *, default: bool, first: bool) -> 
         yield Route(method="GET", path=f"{at}/model_info", label=f"{label}/model_info", handle=info, subject=model.name)
 
 
-def read_one(request: Request, model: Model) -> Work:
-    """One record, an object of fields.
+def read_one(request: Request, model: Model) -> tuple[Arrays | None, tuple[Any, ...] | None]:
+    """One record, an object of fields: as graph inputs, or as the values that the model's reader took.
 
     Raises:
         Refused: If the body is no such JSON; 415 for another media type.
         DataError: If a field is missing or wrong; names it.
     """
-
-    def encode(answers: Answers) -> Response:
-        return encode_row(model.form.rows(answers)[0])
-
-    def encode_row(row: dict[str, Any]) -> Response:
-        row["model"] = model.name
-        row["version"] = model.version
-        return json_response(row)
-
-    if request.content_type.startswith("image/") and isinstance(model.signature, ImageSignature):
-        return Work(model, model.signature.from_bytes([request.body]), 1, encode, encode_row=encode_row)
-    _check_json(request)
+    kind = request.content_type
+    if kind.startswith("image/") and isinstance(model.signature, ImageSignature):
+        return model.signature.from_bytes([request.body]), None
+    _check_json(kind)
     if model.reader is not None and (values := model.reader.read(request.body)) is not None:
-        return Work(model, None, 1, encode, values, encode_row)
+        return None, values
     record = read_json(request.body)
     if type(record) is not dict:
         raise Refused(
             422, "field", f"the body must be one record, an object of fields, got {_kind(record)}", hint="many records go to /predict_batch"
         )
-    record = _named(record, model)
-    return Work(model, model.signature.from_record(record), 1, encode, encode_row=encode_row)
+    return model.signature.from_record(_named(record, model)), None
 
 
 def read_batch(request: Request, model: Model, config: ServeConfig) -> Work:
@@ -155,12 +156,11 @@ def _batch_encoder(model: Model, reply: str) -> Callable[[Answers], Response]:
 
 
 def _json_body(request: Request) -> Any:
-    _check_json(request)
+    _check_json(request.content_type)
     return read_json(request.body)
 
 
-def _check_json(request: Request) -> None:
-    kind = request.content_type
+def _check_json(kind: str) -> None:
     if kind not in _JSON_TYPES and not kind.endswith("+json"):
         known = f"{JSON}, and on /predict_batch {ARROW_STREAM} and {ARROW_FILE}"
         raise Refused(415, "media_type", f"the body must be {JSON}, got {kind}", hint=f"taken are {known}")

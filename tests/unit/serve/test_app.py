@@ -157,18 +157,21 @@ def test_what_is_slow_or_large_is_read_on_threads(app: App) -> None:
     assert app.is_quick(app.admit(Request("POST", "/nowhere", body=b" " * 100_000)))
 
 
-def test_slow_models_and_many_rows_wait_for_a_runner(app: App) -> None:
+@pytest.mark.parametrize(("above_ms", "one_waits"), [(0.0, False), (0.1, True)])
+def test_slow_models_and_many_rows_wait_for_a_runner(packages: Path, above_ms: float, one_waits: bool) -> None:
+    model, config = Model(Package.open(packages / "binary")), ServeConfig()
+    model.row_ms = config.inline_ms + above_ms
+    app = App([model], config=config)
+
     def queues(path: str, body: Any) -> bool:
         call = app.admit(Request("POST", path, body=json.dumps(body).encode()))
         app.read(call)
         return app.queues(call)
 
-    app.models[0].row_ms = app.config.inline_ms
-    assert not queues("/predict", EXAMPLE)
+    assert queues("/predict", EXAMPLE) == one_waits
     assert queues("/predict_batch", {"records": [EXAMPLE] * 50})
     assert not queues("/predict", {"wrong": 1})
-    app.models[0].row_ms = app.config.inline_ms + 0.1
-    assert queues("/predict", EXAMPLE)
+    app.close()
 
 
 def test_the_steps_may_be_taken_apart(packages: Path) -> None:

@@ -16,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill.core.package import Package
+from tidemill.serve.access import keys
+from tidemill.serve.access.config import AuthConfig
 from tidemill.serve.app import App
 from tidemill.serve.calls import Calls
 from tidemill.serve.config import ServeConfig
 from tidemill.serve.connection import Connection
-from tidemill.serve.heads import MAX_FIELDS, MAX_HEAD_BYTES, MAX_URL_BYTES
+from tidemill.serve.heads import KNOWN_HEADS, MAX_FIELDS, MAX_HEAD_BYTES, MAX_URL_BYTES
 from tidemill.serve.http1 import Http1
 from tidemill.serve.limits import LimitsConfig, Rate
 from tidemill.serve.model import Model
@@ -219,6 +221,83 @@ def test_any_cut_of_the_bytes_gives_the_same_answers(packages: Path, sent: tuple
         app.close()
         assert parts == whole
         assert len(whole) == len(sent[0]) + (1 if sent[1] else 0)
+
+    asyncio.run(main())
+
+
+AGAIN = [
+    *REQUESTS, post(b'{"a": "\r\n\r\n"}', path="/nowhere"), post(b"\r\n\r\n" * 10, path="/nowhere"), b"\r\n" + LIVE, b"\r\n\r\n" + LIVE, b"\r\n\r\n", post(b"", path="/predict"),
+    post(BODY, "expect: 100-continue"), post(BODY[:-1] + b" }"), post(b"[" + BODY[1:]), LIVE + LIVE, post() + LIVE, post(path="/models/tiny/predict?a=b"),
+]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(sent=st.lists(st.sampled_from(AGAIN), min_size=2, max_size=12))
+def test_a_head_that_came_before_means_the_same(packages: Path, sent: list[bytes]) -> None:
+    """Each piece one or two whole requests, so that heads are known again, beside the same bytes in pieces that never are."""
+
+    async def main() -> None:
+        app = App([_model(packages)])
+        http = Http1(Calls(app, workers=1), app.config, most=10)
+        server = Server(http, app)
+        content = b"".join(sent)
+        expected = [plain(one) for one in await server.answers([content[at : at + 50] for at in range(0, len(content), 50)])]
+        for _ in range(2):
+            assert [plain(one) for one in await server.answers(sent)] == expected
+        http.close()
+        app.close()
+
+    asyncio.run(main())
+
+
+def test_which_heads_are_known_again(serve: Callable[..., Any]) -> None:
+    async def test(server: Server) -> None:
+        async def is_known(first: bytes, then: bytes) -> bool:
+            await server.answers([first])
+            return server.http.heads.find(then) is not None
+
+        assert await is_known(post(), post())
+        assert await is_known(post(), post(b"x" * len(BODY)))
+        assert not await is_known(post(), post() + LIVE)
+        assert not await is_known(post(), post()[:-1])
+        assert not await is_known(b"\r\n\r\n" + LIVE, b"\r\n\r\n")
+        assert await is_known(LIVE, LIVE)
+        for special in (
+            post(form="chunked"), post(BODY, "connection: close"), post(BODY, "expect: 100-continue"),
+            post(BODY, f"x-long: {'a' * 2000}"), b"GET /health/live HTTP/1.0\r\nconnection: keep-alive\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n",
+        ):  # fmt: skip
+            assert not await is_known(special, special), special
+
+    serve(test)
+
+
+def test_heads_that_are_all_different_take_no_more_room(serve: Callable[..., Any]) -> None:
+    async def test(server: Server) -> None:
+        for number in range(KNOWN_HEADS + 10):
+            [(status, _, _)] = await server.answers([post(BODY, f"x-request-id: {number}")])
+            assert status == 200
+        assert server.http.heads.find(post(BODY, f"x-request-id: {number}")) is not None
+        assert server.http.heads.find(post(BODY, "x-request-id: 0")) is None
+        assert len(server.http.heads) <= KNOWN_HEADS
+
+    serve(test, most=KNOWN_HEADS + 100)
+
+
+def test_what_a_head_allows_is_looked_at_each_time(packages: Path, tmp_path: Path) -> None:
+    """A known head is no admission: limits count, and a key that was taken back is."""
+    key = keys.add(tmp_path / "keys.json", "alice", scopes=["predict"])
+
+    async def main() -> None:
+        config = ServeConfig(auth=AuthConfig(keys=Path("keys.json")), limits=LimitsConfig(per_key=Rate(per_day=3)))
+        app = App([_model(packages)], config=config, folder=tmp_path)
+        http = Http1(Calls(app, workers=1), config, most=10)
+        server = Server(http, app)
+        sent = post(BODY, f"x-api-key: {key}")
+        assert statuses(await server.answers([sent] * 5)) == [200, 200, 200, 429, 429]
+        assert http.heads.find(sent) is not None
+        assert statuses(await server.answers([post(BODY, "x-api-key: other")] * 2)) == [401, 401]
+        http.close()
+        app.close()
 
     asyncio.run(main())
 

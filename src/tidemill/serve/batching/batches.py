@@ -40,7 +40,8 @@ class Batches:
     ) -> None:
         self.model = model
         self.cache = cache
-        self._inline_ms = inline_ms
+        self.quick_rows = 0 if model.waits or model.row_ms > inline_ms else int(HOLD_MS / max(model.row_ms, 1e-6))
+        """So many rows take so little time that they may be answered where they were read."""
         self.counted = ModelCounts(metrics, model)
         self._turn = Turn(model, max_rows=config.max_rows, arrays=arrays, told=self.counted.run)
         unit_s = model.row_ms / 1e3 / max(1, *rows.sizes(model, rows.prepared(model, model.signature.from_records([model.example]))))
@@ -49,10 +50,6 @@ class Batches:
         name = f"{model.name}-{model.version}"
         self.queue = Queue(_Runs(model), config, slots=slots, unit_s=unit_s, name=name, told=self.counted.run, most=most)
         self.deadline_ms = config.deadline_ms if config.deadline_ms is not None else model.promised_ms
-
-    def is_quick(self, count: int) -> bool:
-        """Whether so many rows take so little time that they may be answered where they were read."""
-        return not self.model.waits and self.model.row_ms <= self._inline_ms and count * self.model.row_ms <= HOLD_MS
 
     def ask(self, work: Work, job: Job, *, tenant: str, on_loop: bool, alone: bool = False) -> None:
         """Have a call's rows answered: `job.done` is called once they are, from whichever thread, and maybe before this returns.
@@ -85,7 +82,7 @@ class Batches:
 
     def _run(self, given: Rows, job: Job, *, on_loop: bool, alone: bool) -> None:
         job.rows = given
-        if not self.is_quick(job.count):
+        if job.count > self.quick_rows:
             self.queue.submit(job)
         elif alone or not on_loop:
             self._turn.run_alone(job)
