@@ -114,8 +114,10 @@ class GrpcServer:
             except self._broken as error:
                 raise Refused(400, "malformed", f"the message must be what the method takes: {error}") from error
             return await answer(request, context)
-        except Refused as refused:
-            return await context.abort(getattr(self._grpc.StatusCode, CODES.get(refused.status, "INTERNAL")), refused.message)
+        except Refused as refused:  # `abort` would raise what holds the call in a circle, with all that this frame knows
+            context.set_code(getattr(self._grpc.StatusCode, CODES.get(refused.status, "INTERNAL")))
+            context.set_details(refused.message)
+            return None
 
     async def _message(self, context: Any) -> bytes:
         try:
