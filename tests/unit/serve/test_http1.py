@@ -284,7 +284,7 @@ def test_heads_that_are_all_different_take_no_more_room(serve: Callable[..., Any
 
 
 def test_what_a_head_allows_is_looked_at_each_time(packages: Path, tmp_path: Path) -> None:
-    """A known head is no admission: limits count, and a key that was taken back is."""
+    """A known head is no admission: limits count each request, and a key that nobody has is refused each time."""
     key = keys.add(tmp_path / "keys.json", "alice", scopes=["predict"])
 
     async def main() -> None:

@@ -64,7 +64,7 @@ class Turn:
 
     def _answer(self, jobs: list[Job]) -> None:
         begun = perf_counter()
-        jobs = [job for job in jobs if (begun < job.due and job.wanted()) or job.is_worth_it(begun)]
+        jobs = [job for job in jobs if job.is_worth_it(begun)]
         if not jobs:
             return
         try:
